@@ -1,0 +1,53 @@
+"""Stage ``evaluate_tokenizer@row``: codebook usage and the quality of reconstructions of the validation images."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fvq.data.image_table import ImageTable
+from fvq.evaluate.load import load_extractor
+from fvq.evaluate.reconstruction import load_lpips_alex
+from fvq.evaluate.tokenizer_metrics import evaluate_reconstructions
+from fvq.runtime.files import write_atomically, write_json
+from fvq.tokenizer import Tokenizer
+from fvq.tokenizer.inference import reconstruct
+from pipeline.run import Run, run_stage
+
+
+def main(run: Run) -> None:
+    """Write ``metrics.json``, ``images.parquet`` and ``reconstructions.npz``."""
+    settings = run.parameters.evaluate_tokenizer
+    table = ImageTable.open(run.input("prepare_data", "validation.parquet"))
+    extractor = load_extractor(run.input("train_extractor", "extractor.safetensors"))
+    tokenizer = Tokenizer.load(run.input("freeze_codebook", "tokenizer.safetensors", run.name)).to(run.device)
+    lpips_alex = load_lpips_alex(settings.lpips_weights)
+    original = table.images()
+    indices, reconstruction = reconstruct(tokenizer, original)
+    figures, columns = evaluate_reconstructions(
+        original,
+        reconstruction,
+        indices,
+        tokenizer.config.codebook_size,
+        extractor,
+        reference=f"{run.parameters.dataset} validation",
+        seed=run.seed,
+        lpips_alex=lpips_alex,
+    )
+    write_json(run.output("metrics.json"), figures)
+    with write_atomically(run.output("images.parquet")) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+    shown = np.linspace(0, len(original) - 1, min(settings.shown_images, len(original))).round().astype(int)
+    with write_atomically(run.output("reconstructions.npz")) as temporary:
+        np.savez(
+            temporary,
+            original=original[shown].permute(0, 2, 3, 1).numpy(),
+            reconstruction=reconstruction[shown].permute(0, 2, 3, 1).numpy(),
+        )
+    print(
+        f"{run.parameters.rows[run.name].label}: usage {figures['usage']:.2%} of {figures['codebook_size']} codes over "
+        f"{figures['usage_tokens']} tokens (ceiling {figures['usage_ceiling']:.2%}), {figures['psnr_rgb']:.2f} dB"
+    )
+
+
+if __name__ == "__main__":
+    run_stage("evaluate_tokenizer", main)

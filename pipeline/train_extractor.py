@@ -1,0 +1,31 @@
+"""Stage ``train_extractor``: the network whose features the Fréchet distances are measured on."""
+
+from fvq.config import PublishedExtractor
+from fvq.data.image_table import ImageTable
+from fvq.evaluate.classifier_training import train_extractor
+from fvq.evaluate.inception import load_inception, save_reference
+from pipeline.run import Run, run_stage
+
+
+def main(run: Run) -> None:
+    """Write ``extractor.safetensors``."""
+    settings = run.parameters.train_extractor
+    if isinstance(settings, PublishedExtractor):
+        save_reference(load_inception(settings.weights), run.output("extractor.safetensors"))
+        return
+    table = ImageTable.open(run.input("prepare_data", "train.parquet"))
+    classifier, history = train_extractor(
+        table.images(),
+        table.labels,
+        settings,
+        name=settings.name,
+        classes=len(table.classes),
+        seed=run.seed,
+        checkpoint_folder=run.resume_folder,
+    )
+    classifier.save(run.output("extractor.safetensors"))
+    print(f"extractor {settings.name}: training accuracy {history[-1]['accuracy']:.1%}")
+
+
+if __name__ == "__main__":
+    run_stage("train_extractor", main)

@@ -1,0 +1,231 @@
+"""The run's parameters: ``params.yaml``, typed. A wrong key or value is one clear line that names it."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fvq.data.settings import PrepareData
+from fvq.evaluate.classifier_training import ExtractorTraining
+from fvq.generate.llamagen import LlamaGenConfig
+from fvq.generate.sampling import SamplingSettings
+from fvq.generate.training import GeneratorTraining
+from fvq.runtime.errors import UserError, describe_validation_error
+from fvq.runtime.schedule import Schedule
+from fvq.tokenizer.config import Architecture, Bridge, QuantizerName, TokenizerConfig, check_bridge
+from fvq.tokenizer.training import TokenizerTraining
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Annealing = Literal["linear", "cosine", "none"]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class WarmUp(_Parameters):
+    """Table 6's schedule without its shape, which is the row's."""
+
+    warmup: float = Field(ge=0, lt=1, description="share of all steps during which the rate rises linearly")
+    warmup_from: float = Field(gt=0, le=1, description="the rate's factor at the first step")
+    constant: float = Field(ge=0, le=1, description="share of the remaining steps at the full rate")
+    final: float = Field(gt=0, le=1, description="the rate's factor at the last step")
+
+
+class Row(_Parameters):
+    """One tokenizer of the study."""
+
+    label: str = Field(min_length=1, description="how tables and plots call it")
+    quantizer: QuantizerName
+    codebook_size: int = Field(ge=2, le=2**31 - 1, description="number of codes K")
+    code_dim: int = Field(ge=1, description="dimension of a code d")
+    ratio: int = Field(ge=1, description="image side over latent side")
+    epochs: float | None = Field(gt=0, description="passes over the training images; null where steps counts")
+    steps: int | None = Field(ge=1, description="optimisation steps; null where epochs counts")
+    annealing: Annealing = Field(description="how the learning rate falls after its constant part")
+    bridge: Bridge | None = Field(description="for the quantizer fvq, else null")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("one of epochs and steps must be a number and the other null")
+        check_bridge(self.quantizer, self.bridge, self.codebook_size, self.code_dim)
+        return self
+
+
+class TrainTokenizer(TokenizerTraining):
+    """What all rows share."""
+
+    commitment_weight: float = Field(ge=0, description="β of Eq. 5")
+    channels: int = Field(ge=1, description="see Architecture")
+    multipliers: dict[int, tuple[int, ...]] = Field(description="channels of each level over the first's, by ratio")
+    residual_blocks: int = Field(ge=1, description="see Architecture")
+    attention: bool = Field(description="see Architecture")
+    latent_channels: int = Field(ge=1, description="see Architecture")
+    pixel_shuffle: int = Field(ge=1, description="see Architecture")
+    schedule: WarmUp
+
+
+class EvaluateTokenizer(_Parameters):
+    """Figures of merit of a tokenizer."""
+
+    lpips_weights: str | None = Field(description="file of the AlexNet trunk; null: the usual folders")
+    shown_images: int = Field(ge=1, description="validation images kept for the reconstruction grid")
+
+
+class CacheTokens(_Parameters):
+    """Which token tables are written."""
+
+    views: tuple[str, ...] = Field(min_length=1, description="names of the crops and flips per image")
+
+
+class Generator(_Parameters):
+    """One generator of the study."""
+
+    label: str = Field(min_length=1, description="how tables and plots call it")
+    tokenizer: Name = Field(description="the row whose tokens it learns")
+    width: int = Field(ge=1, description="channels of the residual stream")
+    depth: int = Field(ge=1, description="transformer blocks")
+    heads: int = Field(ge=1, description="attention heads of a block")
+
+
+class TrainGenerator(GeneratorTraining):
+    """What all generators share."""
+
+    class_dropout: float = Field(ge=0, lt=1, description="share of images whose class is hidden, for guidance")
+    token_dropout: float = Field(ge=0, lt=1, description="dropout on the embedded sequence")
+    residual_dropout: float = Field(ge=0, lt=1, description="dropout on what attention adds")
+    feedforward_dropout: float = Field(ge=0, lt=1, description="dropout on what the feed-forward layer adds")
+    feedforward_multiple_of: int = Field(ge=1, description="the feed-forward width is rounded up to a multiple of this")
+
+
+class Sample(SamplingSettings):
+    """How many images are sampled, and how."""
+
+    count: int = Field(ge=2, description="images")
+    labels: Literal["balanced", "uniform"] = Field(description="balanced: as many of each class; uniform: drawn")
+    batch_size: int = Field(ge=1, description="images sampled at once; the result does not depend on it")
+
+
+class PublishedExtractor(_Parameters):
+    """Features of published weights instead of a classifier of the study's own."""
+
+    name: Literal["inception-2015"] = Field(description="which network")
+    weights: str | None = Field(description="path of its file; null: the usual folders")
+
+
+class StudyExtractor(ExtractorTraining):
+    """A classifier trained on the study's training images."""
+
+    name: Name = Field(description="names the figures: photos gives fd_photos")
+
+
+class Parameters(_Parameters):
+    """Everything in ``params.yaml``."""
+
+    study: Name = Field(description="names the folder below results/")
+    scale: Name = Field(description="the group of conf/scale that composed these parameters")
+    dataset: Name = Field(description="the group of conf/dataset")
+    seed: int = Field(ge=0, description="of everything that is drawn")
+    codebook_size: int = Field(ge=2, description="of the rows that do not fix their own")
+    code_dim: int = Field(ge=1, description="of the rows that do not fix their own")
+    steps: int | None = Field(description="of the rows that do not fix their own")
+    train_crops: int | None = Field(description="for data sets that are cut from larger pictures")
+    validation_crops: int | None = Field(description="for data sets that are cut from larger pictures")
+    flip: bool = Field(description="whether mirror images are images of the same class")
+    watch: str = Field(description="the file or folder whose content decides whether the data is prepared anew")
+    prepare_data: PrepareData
+    train_extractor: PublishedExtractor | StudyExtractor
+    train_tokenizer: TrainTokenizer
+    evaluate_tokenizer: EvaluateTokenizer
+    cache_tokens: CacheTokens
+    cached_rows: tuple[Name, ...] = Field(description="the rows that a generator learns from")
+    train_generator: TrainGenerator
+    sample: Sample
+    rows: dict[Name, Row] = Field(min_length=1)
+    generators: dict[Name, Generator]
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        for name in self.rows:
+            try:
+                self.tokenizer_config(name)
+            except (KeyError, ValueError) as error:
+                text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.args[0]
+                raise ValueError(f"rows.{name}: {text.removeprefix('Value error, ')}") from None
+        for name, generator in self.generators.items():
+            if generator.tokenizer not in self.rows:
+                raise ValueError(f"generators.{name}.tokenizer: there is no row {generator.tokenizer}")
+            self.generator_config(name, classes=1)
+        wanted = {generator.tokenizer for generator in self.generators.values()}
+        if wanted != set(self.cached_rows):
+            raise ValueError(f"cached_rows: must name the generators' rows, {', '.join(sorted(wanted)) or 'none'}")
+        return self
+
+    def tokenizer_config(self, row: str) -> TokenizerConfig:
+        """The tokenizer of a row; KeyError where its ratio has no multipliers, ValueError where sizes do not fit."""
+        chosen, shared = self.rows[row], self.train_tokenizer
+        if chosen.ratio not in shared.multipliers:
+            raise KeyError(f"train_tokenizer.multipliers has no entry for ratio {chosen.ratio}")
+        architecture = Architecture(
+            channels=shared.channels,
+            multipliers=shared.multipliers[chosen.ratio],
+            residual_blocks=shared.residual_blocks,
+            attention=shared.attention,
+            latent_channels=shared.latent_channels,
+            pixel_shuffle=shared.pixel_shuffle,
+        )
+        if architecture.ratio != chosen.ratio:
+            raise ValueError(f"ratio is {chosen.ratio}, and the architecture's is {architecture.ratio}")
+        return TokenizerConfig(
+            image_size=self.prepare_data.image_size,
+            architecture=architecture,
+            quantizer=chosen.quantizer,
+            codebook_size=chosen.codebook_size,
+            code_dim=chosen.code_dim,
+            commitment_weight=shared.commitment_weight,
+            bridge=chosen.bridge,
+            frozen=False,
+        )
+
+    def schedule(self, row: str) -> Schedule:
+        """The learning-rate schedule of a row."""
+        return Schedule(**self.train_tokenizer.schedule.model_dump(), shape=self.rows[row].annealing)
+
+    def generator_config(self, name: str, classes: int) -> LlamaGenConfig:
+        """The generator of that name for ``classes`` classes."""
+        chosen, shared = self.generators[name], self.train_generator
+        tokenizer = self.tokenizer_config(chosen.tokenizer)
+        return LlamaGenConfig(
+            vocabulary_size=tokenizer.codebook_size,
+            classes=classes,
+            grid=tokenizer.grid,
+            width=chosen.width,
+            depth=chosen.depth,
+            heads=chosen.heads,
+            feedforward_multiple_of=shared.feedforward_multiple_of,
+            class_dropout=shared.class_dropout,
+            token_dropout=shared.token_dropout,
+            residual_dropout=shared.residual_dropout,
+            feedforward_dropout=shared.feedforward_dropout,
+        )
+
+
+def load_parameters(path: Path | str = "params.yaml") -> Parameters:
+    """Read and check the parameters.
+
+    Raises:
+        UserError: the file is missing or no YAML, a key is unknown or missing, a value is out of range or does not fit
+            another.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (commands of the pipeline run in the repository's root)") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    try:
+        return Parameters.model_validate(content)
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error, str(path))) from None

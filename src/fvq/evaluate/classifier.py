@@ -1,0 +1,112 @@
+"""A small convolutional classifier whose features stand in for Inception's where its weights cannot be had."""
+
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import Tensor, nn
+
+from fvq.runtime.errors import UserError, describe_validation_error
+from fvq.runtime.files import sha256_file
+from fvq.runtime.weights import load_weights, save_weights
+
+
+class ImageClassifierConfig(BaseModel):
+    """Everything that fixes the network's shape, and the name that its figures carry."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the figures: photos gives fd_photos")
+    image_size: int = Field(ge=8, description="height and width of the images in pixels")
+    classes: int = Field(ge=2, description="number of classes")
+    width: int = Field(ge=8, multiple_of=8, description="channels of the first stage; a feature is four times as long")
+
+    @field_validator("name")
+    @classmethod
+    def _no_borrowed_name(cls, name: str) -> str:
+        if name.startswith(("inception", "fid")):
+            raise ValueError("a trained classifier must not carry the name of the Inception features")
+        return name
+
+
+class ImageClassifier(nn.Module):
+    """Three stages of two 3x3 convolutions, each halving the resolution, then the mean over positions.
+
+    Group normalisation, so that an image's features do not depend on the images beside it.
+    """
+
+    resize = "none"
+
+    def __init__(self, config: ImageClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weights_sha256 = "not saved"
+        width = config.width
+        self.stages = nn.Sequential(_stage(3, width), _stage(width, 2 * width), _stage(2 * width, 4 * width))
+        self.head = nn.Linear(4 * width, config.classes)
+
+    @property
+    def name(self) -> str:
+        """Names the figures: ``photos`` gives ``fd_photos``."""
+        return self.config.name
+
+    @property
+    def feature_dimension(self) -> int:
+        """Length of a feature."""
+        return self.head.in_features
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features float32 (B, D) of images uint8 (B, 3, image_size, image_size)."""
+        if images.shape[2:] != (self.config.image_size, self.config.image_size):
+            height, width = images.shape[2:]
+            size = self.config.image_size
+            raise UserError(
+                f"extractor {self.name}: made for images of {size}x{size} pixels, and these have {height}x{width}"
+            )
+        x = images.to(self.head.weight.device, torch.float32) / 127.5 - 1
+        mean: Tensor = self.stages(x).mean(dim=(2, 3))
+        return mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class logits float32 (B, classes) of images uint8 (B, 3, image_size, image_size)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    @torch.inference_mode()
+    def features_and_posteriors(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and class posteriors (B, classes), both float32, of images uint8 (B, 3, H, W)."""
+        features = self.features(images)
+        return features, self.head(features).softmax(dim=1)
+
+    def save(self, path: Path | str) -> None:
+        """Write the weights with the configuration; from then on the figures name that file's hash."""
+        save_weights(path, self.state_dict(), kind="extractor", config=self.config.model_dump())
+        self.weights_sha256 = sha256_file(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """The classifier in a file that ``save`` wrote; UserError where it is damaged or something else."""
+        tensors, config = load_weights(path, kind="extractor")
+        try:
+            classifier = cls(ImageClassifierConfig.model_validate(config))
+            classifier.load_state_dict(tensors)
+        except ValidationError as error:
+            raise UserError(describe_validation_error(error, str(path))) from None
+        except RuntimeError as error:
+            raise UserError(
+                f"{path}: the tensors do not fit the configuration ({str(error).splitlines()[-1].strip()})"
+            ) from None
+        classifier.weights_sha256 = sha256_file(path)
+        return classifier.eval().requires_grad_(False)
+
+
+def _stage(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False),
+        nn.GroupNorm(8, channels_out),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+        nn.GroupNorm(8, channels_out),
+        nn.ReLU(inplace=True),
+    )

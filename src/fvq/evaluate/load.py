@@ -1,0 +1,21 @@
+"""The extractor that a weights file names."""
+
+from pathlib import Path
+
+from fvq.evaluate.classifier import ImageClassifier
+from fvq.evaluate.extractor import INCEPTION_2015, Extractor
+from fvq.runtime.weights import load_weights
+
+
+def load_extractor(path: Path | str) -> Extractor:
+    """The study's own classifier, or the published network whose reference ``path`` is (``inception.save_reference``).
+
+    Raises:
+        UserError: the file is missing or damaged, or the published weights that it refers to are not there.
+    """
+    _, config = load_weights(path, kind="extractor")
+    if config.get("name") == INCEPTION_2015:
+        from fvq.evaluate.inception import load_inception  # its libraries take seconds to import
+
+        return load_inception(config["weights"])
+    return ImageClassifier.load(path)

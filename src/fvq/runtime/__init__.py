@@ -1,0 +1,1 @@
+"""What every stage shares: files that appear whole, seeds, the training loop, provenance."""

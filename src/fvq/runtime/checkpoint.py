@@ -1,0 +1,64 @@
+"""Resume states of interrupted runs. They live outside the stages' outputs and are keyed by a digest of the recipe."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fvq.runtime.files import sha256_file, write_atomically
+
+
+def recipe_digest(recipe: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that change with anything in the (JSON-able) recipe."""
+    text = json.dumps(recipe, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class CheckpointFolder:
+    """The newest states of one run: ``step-00001500.pt`` with its SHA-256 beside it.
+
+    A damaged newest state (a kill inside a write, a bad disk) falls back to the one before it and says so.
+    """
+
+    def __init__(self, folder: Path | str, keep: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write the state after ``step`` steps and drop all but the newest ``keep``."""
+        path = self.folder / f"step-{step:08d}.pt"
+        with write_atomically(path) as temporary:
+            torch.save(dict(state), temporary)
+            digest = sha256_file(temporary)
+        with write_atomically(path.with_suffix(".sha256")) as temporary:
+            temporary.write_text(digest)
+        for _, old in self._saved()[self.keep :]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".sha256").unlink(missing_ok=True)
+
+    def latest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest undamaged (steps done, state), or None where there is none."""
+        for step, path in self._saved():
+            digest = path.with_suffix(".sha256")
+            if digest.is_file() and digest.read_text().strip() == sha256_file(path):
+                return step, torch.load(path, map_location="cpu", weights_only=True)
+            print(f"fvq: {path} is damaged; going back to the state before it", file=sys.stderr)
+        return None
+
+    def clear(self) -> None:
+        """Remove the folder: the run is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _saved(self) -> list[tuple[int, Path]]:
+        found = []
+        for path in self.folder.glob("step-*.pt"):
+            match = re.fullmatch(r"step-(\d+)\.pt", path.name)
+            if match:
+                found.append((int(match[1]), path))
+        return sorted(found, reverse=True)

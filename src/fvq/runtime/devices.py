@@ -1,0 +1,26 @@
+"""Which device and how many cores a process uses."""
+
+import os
+
+import torch
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_cores() -> int:
+    """Let torch use the cores that ``OMP_NUM_THREADS`` names, at most those available, and return their number.
+
+    More threads than cores make processes wait for each other: two by two on two cores run up to fifty times slower.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    cores = max(1, min(int(wanted) if wanted.isdecimal() else available_cores(), available_cores()))
+    torch.set_num_threads(cores)
+    return cores
+
+
+def best_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,78 @@
+"""From a finished study's results to its reports."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fvq.runtime.files import write_atomically
+from fvq.study.figures import write_figures
+from fvq.study.formats import to_csv, to_latex, to_markdown
+from fvq.study.report import render_report
+from fvq.study.results import Study, read_study
+from fvq.study.tables import build_tables
+
+_FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
+
+
+def render_study(results: Path, reports: Path, parameters: Mapping[str, Any]) -> list[Path]:
+    """Render the study of ``parameters`` from ``results`` (`results/<study>/`) into ``reports``.
+
+    Writes `index.html`, `tables/` (Markdown, LaTeX, CSV), `figures/` (SVG, PNG), `usage.csv` (row, step, usage) and
+    `metrics.json` (flat, ``<row>.<figure>``); returns the paths of all files. The same results give the same bytes.
+
+    Raises:
+        UserError: a row's file is missing, damaged, or of another protocol than the other rows'; nothing is written.
+    """
+    results, reports = Path(results), Path(reports)
+    study = read_study(results, parameters)
+    tables = build_tables(study)
+    usage, metrics = reports / "usage.csv", reports / "metrics.json"
+    # Everything is made before the first rename, so that a page and its tables and figures belong together.
+    with (
+        write_atomically(reports / "index.html") as page,
+        write_atomically(usage) as usage_file,
+        write_atomically(metrics) as metrics_file,
+        write_atomically(reports / "figures") as figures_folder,
+        write_atomically(reports / "tables") as tables_folder,
+    ):
+        tables_folder.mkdir()
+        for table in tables:
+            for kind, convert in _FORMATS.items():
+                (tables_folder / f"{table.name}.{kind}").write_text(convert(table), encoding="utf-8")
+        drawings = write_figures(study, figures_folder)
+        written = [
+            *(reports / "tables" / path.name for path in sorted(tables_folder.iterdir())),
+            *(reports / "figures" / path.name for path in sorted(figures_folder.iterdir())),
+            usage,
+            metrics,
+        ]
+        links = [path.relative_to(reports).as_posix() for path in written]
+        page.write_text(render_report(study, drawings, links), encoding="utf-8")
+        usage_file.write_text(_usage_csv(study), encoding="utf-8")
+        metrics_file.write_text(json.dumps(headline_figures(study), indent=2) + "\n", encoding="utf-8")
+    return [reports / "index.html", *written]
+
+
+def headline_figures(study: Study) -> dict[str, float]:
+    """The figures by which experiments are compared, flat: ``<row>.usage`` and so on."""
+    figures = {
+        f"{row.name}.{name}": row.figures[name] for row in study.rows for name in ("usage", study.rfd, "psnr_rgb")
+    }
+    return figures | {
+        f"{row.name}.{name}": row.figures[name]
+        for row in study.generators
+        for name in (study.fd, "precision", "recall")
+    }
+
+
+def _usage_csv(study: Study) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "step", "usage"])
+    for row in study.rows:
+        steps, usage = row.history.usage_steps.tolist(), row.history.usage.tolist()
+        writer.writerows([row.name, step, value] for step, value in zip(steps, usage, strict=True))
+    return file.getvalue()

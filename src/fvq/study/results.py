@@ -1,0 +1,331 @@
+"""What a finished study left on disk, read and checked: figures of one protocol, or an error that names the file."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from fvq.runtime.errors import UserError
+from fvq.runtime.files import read_json
+from fvq.study.archives import Images, image_shape, read_images, read_labels
+from fvq.study.history import History, read_history
+from fvq.study.runs import StageRun, read_runs
+from fvq.study.text import count
+
+RECONSTRUCTIONS_SHOWN = 10
+CLASSES_SHOWN = 10
+SAMPLES_PER_CLASS = 8
+
+_TOKENIZER_FIGURES = (
+    "usage",
+    "usage_codes",
+    "codebook_size",
+    "usage_tokens",
+    "usage_ceiling",
+    "perplexity",
+    "mse",
+    "psnr_rgb",
+    "ssim_g11",
+)
+_GENERATOR_FIGURES = ("precision", "recall", "samples")
+_SHARES = ("usage", "usage_ceiling", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class TokenizerRow:
+    """One tokenizer of the study. ``settings`` are its parameters; images are uint8 (n, H, W, 3), n at most ten."""
+
+    name: str
+    label: str
+    settings: dict[str, Any]
+    figures: dict[str, float]
+    history: History
+    original: Images
+    reconstruction: Images
+
+    @property
+    def annealed(self) -> bool:
+        """Whether the learning rate fell in training."""
+        return self.settings["annealing"] not in ("none", False)
+
+    @property
+    def length(self) -> str:
+        """How long it trained, in words."""
+        unit = "steps" if self.settings.get("epochs") is None else "epochs"
+        return f"{count(self.settings[unit])} {unit}"
+
+
+@dataclass(frozen=True)
+class GeneratorRow:
+    """One generator of the study, on the tokens of the row ``tokenizer``.
+
+    ``samples`` maps class indices to uint8 (m, H, W, 3); ``parameters`` is None if not recorded.
+    """
+
+    name: str
+    label: str
+    tokenizer: str
+    settings: dict[str, Any]
+    figures: dict[str, float]
+    parameters: int | None
+    samples: dict[int, Images]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything the rendering shows. ``image_size`` is (height, width); ``classes`` is empty without generators."""
+
+    name: str
+    scale: str
+    dataset: str
+    seed: int
+    image_size: tuple[int, int]
+    extractor: str
+    rows: tuple[TokenizerRow, ...]
+    generators: tuple[GeneratorRow, ...]
+    tokenizer_protocol: dict[str, str]
+    generator_protocol: dict[str, str]
+    classes: tuple[str, ...]
+    runs: tuple[StageRun, ...]
+
+    @property
+    def inception(self) -> bool:
+        """Whether the figures stand on the Inception features of 2015, the only ones that give an FID."""
+        return self.extractor == "inception-2015"
+
+    @property
+    def rfd(self) -> str:
+        """The key of the Fréchet distance of reconstructions."""
+        return "rfid" if self.inception else f"rfd_{self.extractor}"
+
+    @property
+    def fd(self) -> str:
+        """The key of the Fréchet distance of samples."""
+        return "fid" if self.inception else f"fd_{self.extractor}"
+
+    @property
+    def score(self) -> str:
+        """The key of the figure in the form of the Inception Score."""
+        return f"is_{self.extractor}"
+
+
+def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
+    """Read the rows that ``parameters`` name from ``results`` (`results/<study>/`); other folders there are ignored.
+
+    Files: per tokenizer row `train_tokenizer/<row>/history.csv`, `evaluate_tokenizer/<row>/metrics.json` and
+    `reconstructions.npz`; per generator row `evaluate_generator/<row>/metrics.json`, `sample/<row>/samples.npz` and,
+    for its size, `train_generator/<row>/generator.safetensors`; `prepare_data/validation.parquet` for the class names;
+    every stage's `provenance.json` where there is one.
+
+    Raises:
+        UserError: a file is missing, damaged, lacks a figure, or was made under another protocol than its fellows.
+    """
+    rows = dict(parameters["rows"])
+    generators = dict(parameters.get("generators") or {})
+    if not rows:
+        raise UserError("rows: a study needs at least one row")
+    for name, settings in generators.items():
+        if settings["tokenizer"] not in rows:
+            raise UserError(f"generators.{name}.tokenizer: there is no row {settings['tokenizer']} in this study")
+
+    tokenizer_files = {name: results / "evaluate_tokenizer" / name / "metrics.json" for name in rows}
+    generator_files = {name: results / "evaluate_generator" / name / "metrics.json" for name in generators}
+    metrics = {path: _read_metrics(path) for path in (*tokenizer_files.values(), *generator_files.values())}
+    tokenizer_protocol = _common_protocol(metrics, tokenizer_files.values())
+    generator_protocol = _common_protocol(metrics, generator_files.values())
+    _check_same_extractor(metrics)
+    extractor = tokenizer_protocol["protocol_extractor"]
+    inception = extractor == "inception-2015"
+    names = (*_TOKENIZER_FIGURES, "rfid" if inception else f"rfd_{extractor}")
+    generator_names = (*_GENERATOR_FIGURES, "fid" if inception else f"fd_{extractor}", f"is_{extractor}")
+
+    tokenizer_rows = tuple(
+        _read_tokenizer_row(results, name, settings, _figures(tokenizer_files[name], metrics, names, ("lpips_alex",)))
+        for name, settings in rows.items()
+    )
+    _check_same_images(results, tokenizer_rows)
+    classes = _read_classes(results / "prepare_data" / "validation.parquet") if generators else ()
+    return Study(
+        name=parameters["study"],
+        scale=parameters["scale"],
+        dataset=parameters["dataset"],
+        seed=parameters["seed"],
+        image_size=(tokenizer_rows[0].original.shape[1], tokenizer_rows[0].original.shape[2]),
+        extractor=extractor,
+        rows=tokenizer_rows,
+        generators=tuple(
+            _read_generator_row(
+                results,
+                name,
+                settings,
+                _figures(generator_files[name], metrics, generator_names),
+                len(classes),
+            )
+            for name, settings in generators.items()
+        ),
+        tokenizer_protocol=tokenizer_protocol,
+        generator_protocol=generator_protocol,
+        classes=classes,
+        runs=read_runs(
+            results,
+            list(rows),
+            list(dict.fromkeys(settings["tokenizer"] for settings in generators.values())),
+            list(generators),
+        ),
+    )
+
+
+def spread(count: int, shown: int) -> list[int]:
+    """``shown`` indices (or all) evenly over 0 to ``count - 1``, both ends among them."""
+    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, shown)).tolist()})
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold one object of figures, not {type(data).__name__}")
+    return data
+
+
+def _figures(
+    path: Path, metrics: Mapping[Path, Mapping[str, Any]], names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, float]:
+    """The named figures of one file, all finite numbers; shares within 0 and 1."""
+    data = metrics[path]
+    for name in names:
+        if name not in data:
+            raise UserError(f"{path}: lacks {name}")
+    figures = {name: data[name] for name in (*names, *optional) if name in data}
+    for name, value in figures.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{path}: {name} must be a finite number, not {value!r}")
+        if name in _SHARES and not 0 <= value <= 1:
+            raise UserError(f"{path}: {name} must lie in 0 to 1, not {value!r}")
+    return figures
+
+
+def _common_protocol(metrics: Mapping[Path, Mapping[str, Any]], paths: Iterable[Path]) -> dict[str, str]:
+    """The protocol that all files share; figures of different protocols must not stand in one table."""
+    common: dict[str, str] | None = None
+    first = Path()
+    for path in paths:
+        protocol = {key: value for key, value in metrics[path].items() if key.startswith("protocol_")}
+        for key in ("protocol_extractor", "protocol_extractor_sha256"):
+            if not isinstance(protocol.get(key), str):
+                raise UserError(f"{path}: lacks {key}")
+        if common is None:
+            common, first = protocol, path
+        for key in sorted(common.keys() | protocol.keys()):
+            if common.get(key) != protocol.get(key):
+                raise UserError(
+                    f"{path}: {key} is {protocol.get(key)!r}, and {common.get(key)!r} in {first}; "
+                    "figures of different protocols do not mix, evaluate the row again"
+                )
+    return common or {}
+
+
+def _check_same_extractor(metrics: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Tokenizers and generators are measured with one extractor."""
+    first, *others = metrics
+    for path in others:
+        for key in ("protocol_extractor", "protocol_extractor_sha256"):
+            if metrics[path][key] != metrics[first][key]:
+                raise UserError(
+                    f"{path}: {key} is {metrics[path][key]!r}, and {metrics[first][key]!r} in {first}; "
+                    "figures of different protocols do not mix, evaluate the row again"
+                )
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _read_tokenizer_row(
+    results: Path, name: str, settings: Mapping[str, Any], figures: dict[str, float]
+) -> TokenizerRow:
+    if figures["codebook_size"] != settings["codebook_size"]:
+        raise UserError(
+            f"{results / 'evaluate_tokenizer' / name / 'metrics.json'}: codebook_size is {figures['codebook_size']}, "
+            f"and {settings['codebook_size']} in rows.{name}; the row must be trained again"
+        )
+    path = results / "evaluate_tokenizer" / name / "reconstructions.npz"
+    kept = spread(image_shape(path, "original")[0], RECONSTRUCTIONS_SHOWN)
+    images = [read_images(path, part, kept) for part in ("original", "reconstruction")]
+    if image_shape(path, "original") != image_shape(path, "reconstruction"):
+        raise UserError(f"{path}: original and reconstruction differ in shape")
+    return TokenizerRow(
+        name=name,
+        label=str(settings["label"]),
+        settings=dict(settings),
+        figures=figures,
+        history=read_history(results / "train_tokenizer" / name / "history.csv"),
+        original=images[0],
+        reconstruction=images[1],
+    )
+
+
+def _check_same_images(results: Path, rows: Sequence[TokenizerRow]) -> None:
+    for row in rows[1:]:
+        if not np.array_equal(row.original, rows[0].original):
+            path = results / "evaluate_tokenizer" / row.name / "reconstructions.npz"
+            raise UserError(f"{path}: its originals are not those of the row {rows[0].name}; evaluate the row again")
+
+
+def _read_generator_row(
+    results: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    figures: dict[str, float],
+    class_count: int,
+) -> GeneratorRow:
+    path = results / "sample" / name / "samples.npz"
+    labels = read_labels(path)
+    if image_shape(path, "arr_0")[0] != len(labels):
+        raise UserError(f"{path}: arr_0 and arr_1 differ in length")
+    if labels.min() < 0 or labels.max() >= class_count:
+        raise UserError(f"{path}: a label lies outside 0 to {class_count - 1}")
+    present = np.unique(labels).tolist()
+    shown = [present[index] for index in spread(len(present), CLASSES_SHOWN)]
+    indices = {label: np.flatnonzero(labels == label)[:SAMPLES_PER_CLASS].tolist() for label in shown}
+    wanted = sorted(index for chosen in indices.values() for index in chosen)
+    images = dict(zip(wanted, read_images(path, "arr_0", wanted), strict=True))
+    return GeneratorRow(
+        name=name,
+        label=str(settings["label"]),
+        tokenizer=settings["tokenizer"],
+        settings={key: value for key, value in settings.items() if key not in ("label", "tokenizer")},
+        figures=figures,
+        parameters=_count_parameters(results / "train_generator" / name / "generator.safetensors"),
+        samples={label: np.stack([images[index] for index in chosen]) for label, chosen in indices.items()},
+    )
+
+
+def _count_parameters(path: Path) -> int | None:
+    """How many numbers a weights file holds, from its header alone; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sum(int(math.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged weights ({error})") from None
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    """Class names from an image table's metadata."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return tuple(str(name) for name in json.loads(metadata[b"fvq"])["classes"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: no image table with class names ({error})") from None

@@ -1,0 +1,182 @@
+"""Training a tokenizer: the losses of Eq. 35 under the schedule of Table 6."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fvq.data.image_table import ImageTable, to_model_range
+from fvq.evaluate.lpips_network import load_lpips_network
+from fvq.evaluate.pretrained import VGG16_FILE, find_pretrained, where_to_put
+from fvq.evaluate.usage import code_counts, usage_figures
+from fvq.runtime.batches import batch_indices, steps_per_epoch, total_steps
+from fvq.runtime.errors import UserError
+from fvq.runtime.schedule import Schedule, learning_rate_factor
+from fvq.runtime.seeds import seed_all
+from fvq.runtime.training import History, Stateful, run_steps
+from fvq.tokenizer.config import TokenizerConfig
+from fvq.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
+from fvq.tokenizer.tokenizer import Tokenizer
+
+
+class TokenizerTraining(BaseModel):
+    """How a tokenizer is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    batch_size: int = Field(ge=1, description="images per step")
+    learning_rate: float = Field(gt=0, description="Adam's rate at the schedule's full height, for this batch size")
+    betas: tuple[float, float] = Field(description="Adam's decay rates of the first and second moments")
+    gradient_clip: float = Field(gt=0, description="largest norm of all gradients together")
+    reconstruction_weight: float = Field(ge=0, description="weight of the mean squared error")
+    perceptual_weight: float = Field(ge=0, description="weight of LPIPS-VGG; 0 leaves it out")
+    perceptual_weights: str | None = Field(description="file of the VGG-16 trunk; null: the usual folders")
+    adversarial_weight: float = Field(ge=0, description="weight of the hinge loss; 0 leaves the discriminator out")
+    adversarial_start: int = Field(ge=0, description="step from which the discriminator counts")
+    flip: bool = Field(description="mirror half of the images left to right")
+    log_every: int = Field(ge=1, description="steps between rows of the history")
+
+
+class UsageWindow:
+    """Counts of the codes chosen since the last row of the history; a part of the resume state."""
+
+    def __init__(self, codebook_size: int) -> None:
+        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
+
+    def add(self, indices: Tensor) -> None:
+        """Count indices int64 of any shape."""
+        self.counts += code_counts(indices, len(self.counts)).cpu()
+
+    def summarize(self) -> dict[str, float]:
+        """Usage, its number of tokens and perplexity; the counts start anew."""
+        figures = usage_figures(self.counts)
+        self.counts.zero_()
+        return {name: figures[name] for name in ("usage", "usage_tokens", "perplexity")}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts."""
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], /) -> None:
+        """Go on from saved counts."""
+        self.counts.copy_(state["counts"])
+
+
+def train_tokenizer(
+    config: TokenizerConfig,
+    table: ImageTable,
+    settings: TokenizerTraining,
+    schedule: Schedule,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seed: int,
+    checkpoint_folder: Path | None = None,
+    checkpoint_every: int = 500,
+    device: torch.device | str = "cpu",
+) -> tuple[Tokenizer, History]:
+    """Train on the table's images for ``epochs`` passes or ``steps`` steps.
+
+    Returns:
+        The tokenizer, bridge included, in evaluation mode; and the history: ``step``, ``epoch``, ``learning_rate`` (of
+        that step), and since the row before the means of ``loss`` and its terms by name, and ``usage``,
+        ``usage_tokens``, ``perplexity`` of the tokens seen.
+
+    Raises:
+        UserError: the images do not fit the configuration, weights are missing, or a loss is no longer finite.
+    """
+    if table.image_size != config.image_size:
+        raise UserError(f"{table.path}: holds images of {table.image_size} pixels, not {config.image_size}")
+    per_epoch = steps_per_epoch(len(table), settings.batch_size)
+    length = total_steps(epochs, steps, per_epoch)
+    seed_all(seed, "tokenizer weights")
+    tokenizer = Tokenizer(config).to(device).train()
+    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
+    usage = UsageWindow(config.codebook_size)
+    state: dict[str, Stateful] = {"tokenizer": tokenizer, "optimizer": optimizer, "usage": usage}
+    perceptual = _perceptual_network(settings, device)
+    adversary = Adversary(settings, device) if settings.adversarial_weight else None
+    if adversary:
+        state |= {"discriminator": adversary.discriminator, "discriminator_optimizer": adversary.optimizer}
+
+    def rate(step: int) -> float:
+        return settings.learning_rate * learning_rate_factor(step, length, schedule)
+
+    def step(index: int) -> Mapping[str, Tensor | float]:
+        images = to_model_range(table.images(batch_indices(len(table), settings.batch_size, index, seed)).to(device))
+        if settings.flip:
+            mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+            images = torch.where(mirrored.to(device), images.flip(-1), images)
+        reconstruction, quantized = tokenizer(images)
+        usage.add(quantized.indices)
+        error = settings.reconstruction_weight * F.mse_loss(reconstruction, images)
+        terms = {"reconstruction": error, **quantized.terms}
+        if perceptual:
+            terms["perceptual"] = settings.perceptual_weight * perceptual(reconstruction, images).mean()
+        fooling = adversary is not None and index >= settings.adversarial_start
+        if adversary and fooling:
+            adversary.discriminator.requires_grad_(False)
+            terms["adversarial"] = settings.adversarial_weight * generator_loss(adversary.discriminator(reconstruction))
+        loss = torch.stack(list(terms.values())).sum()
+        _descend(loss, tokenizer, optimizer, rate(index), settings.gradient_clip)
+        if adversary and fooling:
+            terms["discriminator"] = adversary.step(images, reconstruction.detach(), rate(index))
+        return {"loss": loss, **terms}
+
+    history = run_steps(
+        step,
+        total_steps=length,
+        state=state,
+        seed=seed,
+        log_every=settings.log_every,
+        checkpoint_folder=checkpoint_folder,
+        checkpoint_every=checkpoint_every,
+        summarize=usage.summarize,
+        description="training the tokenizer",
+    )
+    rows: History = [
+        {"step": row["step"], "epoch": row["step"] / per_epoch, "learning_rate": rate(int(row["step"]) - 1), **row}
+        for row in history
+    ]
+    return tokenizer.eval(), rows
+
+
+class Adversary:
+    """The discriminator and its optimiser."""
+
+    def __init__(self, settings: TokenizerTraining, device: torch.device | str) -> None:
+        self.clip = settings.gradient_clip
+        self.discriminator = PatchDiscriminator().to(device).train()
+        self.optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True
+        )
+
+    def step(self, real: Tensor, fake: Tensor, rate: float) -> Tensor:
+        """One step on images (B, 3, H, W) and their detached reconstructions; the loss."""
+        self.discriminator.requires_grad_(True)
+        loss = discriminator_loss(self.discriminator(real), self.discriminator(fake))
+        _descend(loss, self.discriminator, self.optimizer, rate, self.clip)
+        return loss
+
+
+def _descend(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> None:
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
+def _perceptual_network(settings: TokenizerTraining, device: torch.device | str) -> nn.Module | None:
+    """LPIPS-VGG without gradients of its own, or None where its weight is 0."""
+    if not settings.perceptual_weight:
+        return None
+    parameter = "train_tokenizer.perceptual_weights"
+    found = find_pretrained(VGG16_FILE, settings.perceptual_weights, parameter)
+    if found is None:
+        raise UserError(where_to_put(VGG16_FILE, parameter))
+    return load_lpips_network("vgg", found).to(device)

@@ -1,0 +1,220 @@
+"""A study's results folder with made-up figures, for the tests of the rendering; and that it reads back as written."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+
+from fvq.study.results import read_study
+
+CLASSES = ["astronaut", "<b>&", "50% $x_1$"]
+GRID = 8
+
+
+def parameters(**changes):
+    def row(label, quantizer, annealing="linear"):
+        return {
+            "label": label,
+            "quantizer": quantizer,
+            "codebook_size": 1024,
+            "code_dim": 64,
+            "ratio": 4,
+            "epochs": None,
+            "steps": 1000,
+            "annealing": annealing,
+        }
+
+    return {
+        "study": "smoke-photos",
+        "scale": "smoke",
+        "dataset": "photos",
+        "seed": 7,
+        "rows": {
+            "vq": row("plain VQ", "vq"),
+            "linear": row("linear", "linear"),
+            "mlp5": row("MLP-5", "mlp5"),
+            "fvq": row("FVQ", "fvq"),
+            "fvq_no_annealing": row("FVQ, no annealing", "fvq", annealing="none"),
+        },
+        "generators": {
+            "vq": {"label": "LlamaGen on VQ", "tokenizer": "vq", "width": 16},
+            "fvq_l": {"label": "LlamaGen on FVQ", "tokenizer": "fvq", "width": 16},
+        },
+        "train_tokenizer": {"batch_size": 32},
+        **changes,
+    }
+
+
+# row: codes used, mse, rfd
+TOKENIZERS = {
+    "vq": (25, 0.01212345, 41.26781),
+    "linear": (133, 0.0080123, 30.51234),
+    "mlp5": (999, 0.0077654, 28.77123),
+    "fvq": (1024, 0.0071111, 25.04567),
+    "fvq_no_annealing": (1024, 0.0079222, 27.49876),
+}
+# generator: fd, score, precision, recall
+GENERATORS = {"vq": (90.123456, 2.5012, 0.311, 0.122), "fvq_l": (61.654321, 3.4567, 0.455, 0.288)}
+
+PROTOCOL = {
+    "protocol_extractor": "photos",
+    "protocol_extractor_sha256": "ab" * 32,
+    "protocol_resize": "none",
+    "protocol_reference": "validation crops",
+    "protocol_reference_images": "4000",
+    "protocol_images": "4000",
+    "protocol_seed": "7",
+}
+
+
+def tokenizer_metrics(row):
+    codes, mse, rfd = TOKENIZERS[row]
+    return {
+        "usage": codes / 1024,
+        "usage_codes": codes,
+        "codebook_size": 1024,
+        "usage_tokens": 256000,
+        "usage_ceiling": 1.0,
+        "perplexity": codes * 0.7,
+        "mse": mse,
+        "psnr_rgb": 10 * np.log10(1 / mse),
+        "ssim_g11": 0.7 + mse,
+        "rfd_photos": rfd,
+        **PROTOCOL,
+        "protocol_lpips_alex": "absent: no alexnet",
+    }
+
+
+def generator_metrics(row):
+    fd, score, precision, recall = GENERATORS[row]
+    return {
+        "fd_photos": fd,
+        "is_photos": score,
+        "precision": precision,
+        "recall": recall,
+        "samples": 2000,
+        **PROTOCOL,
+    }
+
+
+def pictures(count, seed):
+    """Smooth coloured blobs, uint8 (count, 32, 32, 3)."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32] / 31
+    waves = random.normal(size=(count, 3, 3, 1, 1))
+    image = 0.5 + 0.25 * np.sin(3 * waves[:, :, 0] * x + 3 * waves[:, :, 1] * y + 3 * waves[:, :, 2])
+    return (255 * np.moveaxis(image, 1, -1)).astype(np.uint8)
+
+
+def write_json(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def provenance(path, stage, row, seconds):
+    record = {
+        "stage": stage,
+        "row": row,
+        "git_commit": "0123456789abcdef" * 2,
+        "git_dirty": False,
+        "wall_seconds": seconds,
+        "seed": 7,
+        "versions": {"python": "3.11"},
+        "hardware": {"processor": "Made-up CPU", "cores": 2, "memory_gb": 8.0, "gpus": []},
+        "peak_memory_mb": 812.5,
+    }
+    write_json(path / "provenance.json", record)
+
+
+def fabricate(folder: Path) -> Path:
+    """Write a whole study's results into ``folder`` and return it."""
+    table = pa.table({"image": pa.array([b"png"]), "label": pa.array([0], pa.int32())})
+    header = {"format": "image_table", "version": 1, "dataset": "photos", "classes": CLASSES, "image_size": 32}
+    (folder / "prepare_data").mkdir(parents=True)
+    pq.write_table(
+        table.replace_schema_metadata({"fvq": json.dumps(header)}), folder / "prepare_data" / "validation.parquet"
+    )
+    provenance(folder / "prepare_data", "prepare_data", None, 4.2)
+    provenance(folder / "train_extractor", "train_extractor", None, 21.0)
+    original = pictures(12, seed=1)
+    for position, row in enumerate(TOKENIZERS):
+        codes, mse, _ = TOKENIZERS[row]
+        trained = folder / "train_tokenizer" / row
+        trained.mkdir(parents=True)
+        with (trained / "history.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["step", "epoch", "learning_rate", "loss", "reconstruction", "usage", "usage_tokens", "perplexity"]
+            )
+            for step in range(50, 1001, 50):
+                rise = 1 - np.exp(-step / (100 + 30 * position))
+                writer.writerow(
+                    [step, step / 250, 1e-3, 0.1, mse * (1 + 300 / step), codes / 1024 * rise, 102400, codes * 0.5]
+                )
+        provenance(trained, "train_tokenizer", row, 38.5 + position)
+        evaluated = folder / "evaluate_tokenizer" / row
+        write_json(evaluated / "metrics.json", tokenizer_metrics(row))
+        noise = np.random.default_rng(position).normal(scale=40 * np.sqrt(mse * 100), size=original.shape)
+        np.savez_compressed(
+            evaluated / "reconstructions.npz",
+            original=original,
+            reconstruction=np.clip(original + noise, 0, 255).astype(np.uint8),
+        )
+        provenance(evaluated, "evaluate_tokenizer", row, 6.0)
+    for row in GENERATORS:
+        write_json(folder / "evaluate_generator" / row / "metrics.json", generator_metrics(row))
+        (folder / "sample" / row).mkdir(parents=True)
+        labels = np.arange(36, dtype=np.int64) % 3
+        np.savez(folder / "sample" / row / "samples.npz", arr_0=pictures(36, seed=len(row)), arr_1=labels)
+        (folder / "train_generator" / row).mkdir(parents=True)
+        save_file(
+            {"a": np.zeros((1000, 12), np.float32), "b": np.zeros(345, np.float32)},
+            folder / "train_generator" / row / "generator.safetensors",
+        )
+        provenance(folder / "train_generator" / row, "train_generator", row, 95.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return read_study(fabricate(tmp_path_factory.mktemp("results") / "smoke-photos"), parameters())
+
+
+def test_rows_in_the_order_of_the_parameters(study):
+    assert [row.name for row in study.rows] == ["vq", "linear", "mlp5", "fvq", "fvq_no_annealing"]
+    assert [(row.name, row.tokenizer) for row in study.generators] == [("vq", "vq"), ("fvq_l", "fvq")]
+
+
+def test_figures_and_history_as_written(study):
+    fvq = study.rows[3]
+    assert fvq.figures["rfd_photos"] == 25.04567
+    assert fvq.history.usage_tokens == 102400
+    assert fvq.history.usage_steps.tolist() == list(range(50, 1001, 50))
+    assert fvq.history.error[-1] == pytest.approx(0.0071111 * 1.3)
+
+
+def test_ten_images_evenly_spread(study):
+    assert study.rows[0].original.shape == (10, 32, 32, 3)
+    np.testing.assert_array_equal(study.rows[0].original[[0, -1]], pictures(12, seed=1)[[0, 11]])
+
+
+def test_samples_are_those_of_their_class(study):
+    everything = pictures(36, seed=5)
+    np.testing.assert_array_equal(study.generators[1].samples[2], everything[2::3][:8])
+
+
+def test_generator_size_from_the_weights(study):
+    assert study.generators[0].parameters == 12345
+
+
+def test_missing_provenance_is_no_error(study):
+    runs = {(run.stage, run.row): run for run in study.runs}
+    assert runs["train_tokenizer", "fvq"].hardware == "Made-up CPU, 2 cores, 8.0 GB"
+    assert runs["freeze_codebook", "fvq"].wall_seconds is None
+    assert ("cache_tokens", "fvq") in runs
+    assert ("train_generator", "fvq_l") in runs
