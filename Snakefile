@@ -13,6 +13,13 @@ with one_line_errors():
     STAGES = dag.load_stages()
 
 
+def declare(stage, path):
+    """An output as Snakemake knows it. `update` leaves what is there in place, and puts it back where the job fails."""
+    if path in stage.folders:
+        return directory(path)  # also where it persists: Snakemake stumbles over the folder copies of a killed run
+    return update(path) if path in stage.kept else path
+
+
 rule all:
     default_target: True
     input:
@@ -29,7 +36,7 @@ for stage in STAGES:
             # By its date, only the ticket can ask a fresh stage to run.
             upstream=[ancient(path) if stage.name in FRESH else path for path in stage.upstream],
         output:
-            [directory(path) if path in stage.folders else path for path in stage.outputs],
+            [declare(stage, path) for path in stage.outputs],
         params:
             # The default argument binds this stage's command now. With `input` named, Snakemake sees no parameter change.
             command=lambda wildcards, input, command=stage.command: command,

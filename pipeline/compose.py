@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> None:
         keys = differing_keys(yaml.safe_load(Path("params.yaml").read_text()), yaml.safe_load(composed.read_text()))
         if keys:
             raise UserError(
-                f"params.yaml: {', '.join(keys[:5])}: not what conf/ composes, and the next `dvc exp run` would undo it; "
-                "edit conf/, then run: python -m pipeline.compose"
+                f"params.yaml: {', '.join(keys[:5])}: not what conf/ composes; the next `dvc exp run` would undo it. "
+                "Edit conf/, then run: python -m pipeline.compose"
             )
 
 

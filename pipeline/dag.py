@@ -1,9 +1,10 @@
 """The stages of dvc.yaml for Snakemake: DVC decides what is stale, Snakemake where and when a stage runs.
 
-Each stage has a *ticket*, a small file in DVC's own ignored folder. It holds the stage's recipe, a digest of all that its
-outputs follow from, and is an input of its Snakemake rule. A fresh stage's ticket is dated 1970, so it never asks for a run; a
-stale one's is written anew, so it does. A job that succeeds leaves a *receipt*: the ticket as it was when the job started.
-Receipts that still match are what ``commit`` hands to ``dvc commit``; a job whose sources were edited while it ran does not match.
+Each stage has a *ticket*, a small file in DVC's own ignored folder. It holds the stage's recipe, a digest of all that
+its outputs follow from, and is an input of its Snakemake rule. A fresh stage's ticket is dated 1970, so it never asks
+for a run; a stale one's is dated now, so it does. A job that succeeds leaves a *receipt*: the ticket as it was when the
+job started. What has a receipt for its present recipe goes to ``dvc commit``. A source edited while the job ran changes
+the recipe, so that job is not committed and its stage stays stale.
 
 ``python -m pipeline.dag`` commits what a killed ``snakemake`` has finished and not committed.
 """
@@ -50,6 +51,7 @@ class Stage:
     resources: dict[str, Any]
     outputs: list[str]
     folders: frozenset[str]  # the outputs that are folders
+    kept: frozenset[str]  # the outputs that stay in place until the stage itself replaces them
     upstream: list[str]  # the outputs of other stages that this one reads
 
     @property
@@ -74,7 +76,7 @@ def load_stages() -> list[Stage]:
 def issue_tickets() -> set[str]:
     """Write the ticket of each stale stage, date back those of the fresh ones. Returns the names of the fresh stages.
 
-    A stale stage whose ticket still carries its recipe keeps it: its outputs, if younger, are those of a finished job.
+    A stale stage with a receipt for its recipe keeps its ticket: its outputs are those of a finished job.
 
     Raises:
         UserError: as ``load_stages``; a dependency that no stage makes is missing; another DVC process works here.
@@ -82,11 +84,14 @@ def issue_tickets() -> set[str]:
     recipes, fresh = _survey()
     for name, recipe in recipes.items():
         ticket = TICKETS / name
-        known, dated = _recipe(ticket) == recipe, ticket.exists() and ticket.stat().st_mtime > _NEVER
-        if not known or (name not in fresh and not dated):
+        known = _recipe(ticket) == recipe
+        if not known or (name not in fresh and ticket.stat().st_mtime <= _NEVER):
             # Snakemake compares small inputs by content: the second word makes each issue of a ticket new to it.
             with write_atomically(ticket) as temporary:
                 temporary.write_text(f"{recipe} {secrets.token_hex(4)}\n", encoding="utf-8")
+        elif name not in fresh and not _has_receipt(name):
+            # Outputs may be younger for other reasons, such as `dvc checkout`. The content stays: a job may be at work.
+            ticket.touch()
         if name in fresh:
             os.utime(ticket, (_NEVER, _NEVER))
     return fresh
@@ -167,6 +172,7 @@ def _describe(stage: Any, repo: Any) -> Stage:
         outputs=[_path(out, repo) for out in stage.outs],
         # A folder that was never made is known by the slash after its name only.
         folders=frozenset(_path(out, repo) for out in stage.outs if out.def_path.endswith("/")),
+        kept=frozenset(_path(out, repo) for out in stage.outs if out.persist),
         upstream=sorted({_path(out, repo) for out in _read_outputs(stage, repo)}),
     )
 

@@ -22,7 +22,7 @@ COPIED = [
     "src/fvq/runtime/files.py",
 ]
 
-# The Snakefile's folder comes first on the module path, so this package stands in for the real one: no torch, own parameters.
+# The Snakefile's folder comes first on the module path: this stands in for the real fvq.config.
 CONFIG = """
 import yaml
 from fvq.runtime.errors import UserError
@@ -243,7 +243,7 @@ def test_only_what_finished_on_unchanged_sources_is_committed(toy: Toy) -> None:
     assert toy.ran() == ["evaluate@fvq", "prepare", "train@fvq", "train@vq"]
     assert "committed to dvc.lock: prepare, train@fvq\n" in said
     assert "not committed, since what it reads changed meanwhile: evaluate@fvq\n" in said
-    assert "still to run: train@vq, evaluate@fvq, evaluate@vq, render\n" in said
+    assert "still to run: evaluate@fvq, train@vq, evaluate@vq, render\n" in said
 
     status = json.loads(toy.dvc("status", "--json"))
     assert sorted(status) == ["evaluate@fvq", "evaluate@vq", "render", "train@vq"]
@@ -301,6 +301,7 @@ def test_stages_as_rules_see_them(toy: Toy) -> None:
     train = stages["train@fvq"]
     assert (train["command"], train["threads"]) == ("python stages.py train fvq", 2)
     assert train["resources"] == {"mem_mb": 100}
+    assert train["kept"] == ["results/toy/train/fvq/model.txt"]
     assert train["upstream"] == ["results/toy/data"]
     # The folder results/toy/evaluate is nobody's output: what lies in it is.
     assert stages["render"]["upstream"] == [
@@ -359,10 +360,11 @@ def test_git_history_and_other_studies(toy: Toy) -> None:
 
 
 @pytest.mark.slow
-def test_a_changed_output_and_a_forced_stage(toy: Toy) -> None:
+def test_outputs_that_are_not_those_of_the_last_run(toy: Toy) -> None:
     toy.dvc("repro", "-q")
     toy.ran()
-    (toy.folder / "results/toy/train/fvq/model.txt").unlink()
+    model = toy.folder / "results/toy/train/fvq/model.txt"
+    model.unlink()
     toy.snakemake()
     assert toy.ran() == BELOW_FVQ
     table = toy.folder / "reports/tables/table.txt"
@@ -370,6 +372,18 @@ def test_a_changed_output_and_a_forced_stage(toy: Toy) -> None:
     toy.snakemake()
     assert toy.ran() == ["render"]
     assert "by hand" not in table.read_text()
+
+    # Younger than the tickets, and still of the parameters before.
+    toy.edit("params.yaml", "codes: 8", "codes: 16")
+    toy.snakemake("-n")
+    for path in (toy.folder / "results").rglob("*.*"):
+        path.touch()
+    toy.snakemake("-c2", status=1, TOY_FAIL="train@fvq")
+    assert toy.ran() == ["train@fvq"]
+    assert model.read_text().startswith("8 codes")
+    toy.snakemake()
+    assert toy.ran() == BELOW_FVQ
+    assert model.read_text().startswith("16 codes")
     toy.snakemake("-c2", "-F")
     assert toy.ran() == ALL
     toy.assert_up_to_date()

@@ -14,16 +14,9 @@ needs_paper = pytest.mark.skipif(not PAPER.exists(), reason=f"the paper's text i
 
 
 def plain(text):
-    """Printed text without what the stored tables leave out: bold, underline, citation braces, formula marks."""
-    for written, meant in {
-        r"\downarrow": "↓",
-        r"\uparrow": "↑",
-        "<u>": "",
-        "</u>": "",
-        "$": "",
-        "**": "",
-        " ^{": "^{",
-    }.items():
+    """Printed text without what the stored tables leave out: bold, underline, formula marks."""
+    marks = {r"\downarrow": "↓", r"\uparrow": "↑", "<u>": "", "</u>": "", "$": "", "**": "", " ^{": "^{"}
+    for written, meant in marks.items():
         text = text.replace(written, meant)
     return text.strip()
 

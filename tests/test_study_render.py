@@ -16,6 +16,7 @@ from test_study_fabricated import fabricate, parameters, pictures, tokenizer_met
 from fvq.runtime.errors import UserError
 from fvq.study import render_study
 from fvq.study.formats import escape_latex, to_markdown
+from fvq.study.render import headline_figures
 from fvq.study.results import read_study
 from fvq.study.tables import build_tables
 
@@ -200,6 +201,19 @@ def test_csv_is_tidy_and_in_full_precision(reports):
     assert values["paper", "llamagen_256", "usage"]["value"] == "0.29%"
     assert values["paper", "llamagen_256", "usage"]["beside"] == "vq"
     assert values["measured", "linear", "usage"]["beside"] == ""
+
+
+def test_only_inception_features_give_an_fid(results):
+    renamed = {"rfd_photos": "rfid", "fd_photos": "fid", "is_photos": "is_inception-2015"}
+    for path in results.glob("evaluate_*/*/metrics.json"):
+        metrics = json.loads(path.read_text()) | {"protocol_extractor": "inception-2015"}
+        write_json(path, {renamed.get(name, name): value for name, value in metrics.items()})
+    study = read_study(results, parameters())
+    reconstruction, generation, _ = (to_markdown(table) for table in build_tables(study))
+    assert "measured: rFID ↓" in reconstruction
+    assert "measured: FID ↓" in generation
+    assert "photos 32×32, FID on Inception" in reconstruction
+    assert headline_figures(study)["fvq.rfid"] == 25.04567
 
 
 def test_lpips_stands_in_the_table_where_it_was_measured(results):

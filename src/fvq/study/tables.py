@@ -180,7 +180,11 @@ def _distance_heading(study: Study, prefix: str) -> str:
 def _reconstruction_notes(study: Study) -> list[str]:
     if any("lpips_alex" in row.figures for row in study.rows):
         return ["Measured LPIPS: AlexNet."]
-    return ["LPIPS is not measured here: " + study.tokenizer_protocol.get("protocol_lpips_alex", "no weights") + "."]
+    return [
+        "LPIPS is not measured here: "
+        + study.tokenizer_protocol.get("protocol_lpips_alex", "no weights").removeprefix("absent: ")
+        + "."
+    ]
 
 
 def _table(
