@@ -15,9 +15,7 @@ with one_line_errors():
 
 def declare(stage, path):
     """An output as Snakemake knows it. `update` leaves what is there in place, and puts it back where the job fails."""
-    if path in stage.folders:
-        return directory(path)  # also where it persists: Snakemake stumbles over the folder copies of a killed run
-    return update(path) if path in stage.kept else path
+    return directory(path) if path in stage.folders else update(path)
 
 
 rule all:
@@ -34,21 +32,25 @@ for stage in STAGES:
         input:
             ticket=str(stage.ticket),
             # By its date, only the ticket can ask a fresh stage to run.
-            upstream=[ancient(path) if stage.name in FRESH else path for path in stage.upstream],
+            upstream=[
+                ancient(path) if stage.name in FRESH else path
+                for path in stage.upstream
+            ],
         output:
             [declare(stage, path) for path in stage.outputs],
+        threads: stage.threads
+        resources:
+            **stage.resources,
         params:
             # The default argument binds this stage's command now. With `input` named, Snakemake sees no parameter change.
             command=lambda wildcards, input, command=stage.command: command,
             receipt=str(stage.receipt),
-        threads: stage.threads
-        resources:
-            **stage.resources,
         shell:
             """
-            rm -f {params.receipt}; ticket=$(cat {input.ticket})
+            rm -f {params.receipt}
+            ticket=$(cat {input.ticket})
             {params.command}
-            echo "$ticket" > {params.receipt}
+            echo "$ticket" >{params.receipt}
             """
 
 

@@ -51,7 +51,6 @@ class Stage:
     resources: dict[str, Any]
     outputs: list[str]
     folders: frozenset[str]  # the outputs that are folders
-    kept: frozenset[str]  # the outputs that stay in place until the stage itself replaces them
     upstream: list[str]  # the outputs of other stages that this one reads
 
     @property
@@ -172,7 +171,6 @@ def _describe(stage: Any, repo: Any) -> Stage:
         outputs=[_path(out, repo) for out in stage.outs],
         # A folder that was never made is known by the slash after its name only.
         folders=frozenset(_path(out, repo) for out in stage.outs if out.def_path.endswith("/")),
-        kept=frozenset(_path(out, repo) for out in stage.outs if out.persist),
         upstream=sorted({_path(out, repo) for out in _read_outputs(stage, repo)}),
     )
 

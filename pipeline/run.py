@@ -1,9 +1,11 @@
 """What every stage does around its work: parameters in, outputs and their provenance out, errors in one line."""
 
 import hashlib
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ class Run:
         self.device = best_device()
         self.inputs: dict[Path, str] = {}
         self.outputs: list[Path] = []
+        self.checkpoint_every = int(os.environ.get("FVQ_CHECKPOINT_EVERY", "200"))
         self._stopwatch = Stopwatch()
         use_cores()
 
@@ -97,8 +100,8 @@ class Run:
 
 def run_stage(stage: str, work: Callable[[Run], None]) -> None:
     """Run ``work`` for the row that the command line names; exit with one line on bad input."""
-    with one_line_errors():
-        arguments = sys.argv[1:]
+    arguments = sys.argv[1:]
+    with one_line_errors(), _outputs_kept(stage, arguments[0] if arguments else None):
         if len(arguments) > 1:
             raise UserError(f"pipeline.{stage}: takes one row at most, not {' '.join(arguments)}")
         parameters = load_parameters()
@@ -108,6 +111,19 @@ def run_stage(stage: str, work: Callable[[Run], None]) -> None:
         run = Run(stage, row, parameters)
         work(run)
         run.finish()
+
+
+@contextmanager
+def _outputs_kept(stage: str, row: str | None) -> Iterator[None]:
+    """Where the work fails, what stood there before it comes back."""
+    try:
+        yield
+    except BaseException:
+        if Path(".dvc").is_dir():
+            from pipeline.restore import restore_outputs  # takes a second, and only failures need it
+
+            restore_outputs(f"{stage}@{row}" if row else stage)
+        raise
 
 
 def _code_digest() -> str:

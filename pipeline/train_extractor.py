@@ -22,6 +22,7 @@ def main(run: Run) -> None:
         classes=len(table.classes),
         seed=run.seed,
         checkpoint_folder=run.resume_folder,
+        checkpoint_every=run.checkpoint_every,
     )
     classifier.save(run.output("extractor.safetensors"))
     print(f"extractor {settings.name}: training accuracy {history[-1]['accuracy']:.1%}")

@@ -17,6 +17,7 @@ def main(run: Run) -> None:
         run.parameters.train_generator,
         run.seed,
         run.resume_folder,
+        checkpoint_every=run.checkpoint_every,
         device=run.device,
     )
     model.save(run.output("generator.safetensors"))

@@ -19,6 +19,7 @@ def main(run: Run) -> None:
         steps=row.steps,
         seed=run.seed,
         checkpoint_folder=run.resume_folder,
+        checkpoint_every=run.checkpoint_every,
         device=run.device,
     )
     tokenizer.save(run.output("tokenizer.safetensors"))

@@ -301,7 +301,6 @@ def test_stages_as_rules_see_them(toy: Toy) -> None:
     train = stages["train@fvq"]
     assert (train["command"], train["threads"]) == ("python stages.py train fvq", 2)
     assert train["resources"] == {"mem_mb": 100}
-    assert train["kept"] == ["results/toy/train/fvq/model.txt"]
     assert train["upstream"] == ["results/toy/data"]
     # The folder results/toy/evaluate is nobody's output: what lies in it is.
     assert stages["render"]["upstream"] == [

@@ -1,19 +1,20 @@
 """The run's parameters: ``params.yaml``, typed. A wrong key or value is one clear line that names it."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from fvq.data.settings import PrepareData
+from fvq.data.views import VIEWS
 from fvq.evaluate.classifier_training import ExtractorTraining
 from fvq.generate.llamagen import LlamaGenConfig
 from fvq.generate.sampling import SamplingSettings
 from fvq.generate.training import GeneratorTraining
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.schedule import Schedule
-from fvq.tokenizer.config import Architecture, Bridge, QuantizerName, TokenizerConfig, check_bridge
+from fvq.tokenizer.config import Architecture, Bridge, Multipliers, QuantizerName, TokenizerConfig, check_bridge
 from fvq.tokenizer.training import TokenizerTraining
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -33,6 +34,12 @@ class WarmUp(_Parameters):
     final: float = Field(gt=0, le=1, description="the rate's factor at the last step")
 
 
+def check_length(epochs: float | None, steps: int | None) -> None:
+    """ValueError unless a training's length is given once."""
+    if (epochs is None) == (steps is None):
+        raise ValueError("one of epochs and steps must be a number and the other null")
+
+
 class Row(_Parameters):
     """One tokenizer of the study."""
 
@@ -48,8 +55,7 @@ class Row(_Parameters):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("one of epochs and steps must be a number and the other null")
+        check_length(self.epochs, self.steps)
         check_bridge(self.quantizer, self.bridge, self.codebook_size, self.code_dim)
         return self
 
@@ -59,7 +65,7 @@ class TrainTokenizer(TokenizerTraining):
 
     commitment_weight: float = Field(ge=0, description="β of Eq. 5")
     channels: int = Field(ge=1, description="see Architecture")
-    multipliers: dict[int, tuple[int, ...]] = Field(description="channels of each level over the first's, by ratio")
+    multipliers: dict[int, Multipliers] = Field(description="channels of each level over the first's, by ratio")
     residual_blocks: int = Field(ge=1, description="see Architecture")
     attention: bool = Field(description="see Architecture")
     latent_channels: int = Field(ge=1, description="see Architecture")
@@ -78,6 +84,16 @@ class CacheTokens(_Parameters):
     """Which token tables are written."""
 
     views: tuple[str, ...] = Field(min_length=1, description="names of the crops and flips per image")
+
+    @field_validator("views")
+    @classmethod
+    def _known_once_each(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [view for view in views if view not in VIEWS]
+        if unknown:
+            raise ValueError(f"there is no view {unknown[0]}, only {', '.join(VIEWS)}")
+        if len(set(views)) < len(views):
+            raise ValueError("names a view twice")
+        return views
 
 
 class Generator(_Parameters):
@@ -99,6 +115,11 @@ class TrainGenerator(GeneratorTraining):
     feedforward_dropout: float = Field(ge=0, lt=1, description="dropout on what the feed-forward layer adds")
     feedforward_multiple_of: int = Field(ge=1, description="the feed-forward width is rounded up to a multiple of this")
 
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        check_length(self.epochs, self.steps)
+        return self
+
 
 class Sample(SamplingSettings):
     """How many images are sampled, and how."""
@@ -118,7 +139,21 @@ class PublishedExtractor(_Parameters):
 class StudyExtractor(ExtractorTraining):
     """A classifier trained on the study's training images."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     name: Name = Field(description="names the figures: photos gives fd_photos")
+
+
+def _kind_of_extractor(value: Any) -> str:
+    """The published name stands for the published weights alone, so that no figure bears it wrongly."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return "published" if name == "inception-2015" else "study"
+
+
+Extractor = Annotated[
+    Annotated[PublishedExtractor, Tag("published")] | Annotated[StudyExtractor, Tag("study")],
+    Discriminator(_kind_of_extractor),
+]
 
 
 class Parameters(_Parameters):
@@ -130,13 +165,13 @@ class Parameters(_Parameters):
     seed: int = Field(ge=0, description="of everything that is drawn")
     codebook_size: int = Field(ge=2, description="of the rows that do not fix their own")
     code_dim: int = Field(ge=1, description="of the rows that do not fix their own")
-    steps: int | None = Field(description="of the rows that do not fix their own")
-    train_crops: int | None = Field(description="for data sets that are cut from larger pictures")
-    validation_crops: int | None = Field(description="for data sets that are cut from larger pictures")
+    steps: int | None = Field(ge=1, description="of the rows that do not fix their own")
+    train_crops: int | None = Field(ge=1, description="for data sets that are cut from larger pictures")
+    validation_crops: int | None = Field(ge=1, description="for data sets that are cut from larger pictures")
     flip: bool = Field(description="whether mirror images are images of the same class")
     watch: str = Field(description="the file or folder whose content decides whether the data is prepared anew")
     prepare_data: PrepareData
-    train_extractor: PublishedExtractor | StudyExtractor
+    train_extractor: Extractor
     train_tokenizer: TrainTokenizer
     evaluate_tokenizer: EvaluateTokenizer
     cache_tokens: CacheTokens
@@ -151,23 +186,27 @@ class Parameters(_Parameters):
         for name in self.rows:
             try:
                 self.tokenizer_config(name)
-            except (KeyError, ValueError) as error:
-                text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.args[0]
-                raise ValueError(f"rows.{name}: {text.removeprefix('Value error, ')}") from None
+            except ValueError as error:
+                raise ValueError(f"rows.{name}: {_reason(error)}") from None
         for name, generator in self.generators.items():
             if generator.tokenizer not in self.rows:
                 raise ValueError(f"generators.{name}.tokenizer: there is no row {generator.tokenizer}")
-            self.generator_config(name, classes=1)
+            try:
+                self.generator_config(name, classes=1)
+            except ValueError as error:
+                raise ValueError(f"generators.{name}: {_reason(error)}") from None
         wanted = {generator.tokenizer for generator in self.generators.values()}
-        if wanted != set(self.cached_rows):
-            raise ValueError(f"cached_rows: must name the generators' rows, {', '.join(sorted(wanted)) or 'none'}")
+        if sorted(wanted) != sorted(self.cached_rows):
+            raise ValueError(
+                f"cached_rows: must name the generators' rows once each: {', '.join(sorted(wanted)) or 'none'}"
+            )
         return self
 
     def tokenizer_config(self, row: str) -> TokenizerConfig:
-        """The tokenizer of a row; KeyError where its ratio has no multipliers, ValueError where sizes do not fit."""
+        """The tokenizer of a row; ValueError where its ratio has no multipliers or sizes do not fit."""
         chosen, shared = self.rows[row], self.train_tokenizer
         if chosen.ratio not in shared.multipliers:
-            raise KeyError(f"train_tokenizer.multipliers has no entry for ratio {chosen.ratio}")
+            raise ValueError(f"train_tokenizer.multipliers has no entry for ratio {chosen.ratio}")
         architecture = Architecture(
             channels=shared.channels,
             multipliers=shared.multipliers[chosen.ratio],
@@ -177,7 +216,10 @@ class Parameters(_Parameters):
             pixel_shuffle=shared.pixel_shuffle,
         )
         if architecture.ratio != chosen.ratio:
-            raise ValueError(f"ratio is {chosen.ratio}, and the architecture's is {architecture.ratio}")
+            raise ValueError(
+                f"ratio is {chosen.ratio}, and train_tokenizer's pixel_shuffle ({shared.pixel_shuffle}) and multipliers "
+                f"({len(architecture.multipliers)} levels) give {architecture.ratio}"
+            )
         return TokenizerConfig(
             image_size=self.prepare_data.image_size,
             architecture=architecture,
@@ -212,6 +254,12 @@ class Parameters(_Parameters):
         )
 
 
+def _reason(error: ValueError) -> str:
+    """The first complaint's text alone."""
+    text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    return text.removeprefix("Value error, ")
+
+
 def load_parameters(path: Path | str = "params.yaml") -> Parameters:
     """Read and check the parameters.
 
@@ -228,4 +276,4 @@ def load_parameters(path: Path | str = "params.yaml") -> Parameters:
     try:
         return Parameters.model_validate(content)
     except ValidationError as error:
-        raise UserError(describe_validation_error(error, str(path))) from None
+        raise UserError(describe_validation_error(error, str(path), content)) from None

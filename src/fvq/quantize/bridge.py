@@ -52,9 +52,12 @@ class VQBridge(nn.Module):
         mlp_ratio: float = 2.0,
     ) -> None:
         super().__init__()
-        width = width or code_dim
-        patch = patch or default_patch(codebook_size)
+        width = code_dim if width is None else width
+        patch = default_patch(codebook_size) if patch is None else patch
+        _check_positive(code_dim=code_dim, depth=depth)
         check_bridge_sizes(codebook_size, width=width, heads=heads, patch=patch, layout=layout)
+        if int(width * mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {mlp_ratio} leaves no channel of a width of {width}")
         self.codebook_size, self.code_dim, self.patch = codebook_size, code_dim, patch
         self.layout: Layout = layout
         self.compress = nn.Linear(patch * code_dim, width)
@@ -118,18 +121,15 @@ class Block(nn.Module):
 
 def check_bridge_sizes(codebook_size: int, *, width: int, heads: int, patch: int, layout: Layout) -> None:
     """Raise ValueError where a bridge of these sizes cannot be built; the message names the nearest sizes that work."""
-    for name, value in (("codebook_size", codebook_size), ("width", width), ("heads", heads), ("patch", patch)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+    _check_positive(codebook_size=codebook_size, width=width, heads=heads, patch=patch)
     if width % heads:
         raise ValueError(f"width {width} is not divisible by {heads} heads")
     if layout == "sequence":
-        below = codebook_size // patch * patch
-        nearest = [size for size in (below, below + patch) if size > 0]
         if codebook_size % patch:
+            below = codebook_size // patch * patch
             raise ValueError(
                 f"codebook_size {codebook_size} is not divisible by the bridge's patch of {patch} codes; "
-                f"the nearest sizes that work are {' and '.join(map(str, nearest))}"
+                f"{_nearest(below, below + patch)}"
             )
         return
     if layout != "grid":
@@ -139,8 +139,19 @@ def check_bridge_sizes(codebook_size: int, *, width: int, heads: int, patch: int
         raise ValueError(f"the grid layout needs a square patch (1, 4, 16, 64, …), not {patch}")
     cells = math.isqrt(codebook_size) // side
     if (cells * side) ** 2 != codebook_size:
-        nearest = [(count * side) ** 2 for count in (cells, cells + 1) if count > 0]
         raise ValueError(
             f"codebook_size {codebook_size} is not divisible by the bridge's patch of {patch} codes as a square grid; "
-            f"the nearest sizes that work are {' and '.join(map(str, nearest))} (layout sequence: multiples of {patch})"
+            f"{_nearest((cells * side) ** 2, ((cells + 1) * side) ** 2)} (layout sequence: multiples of {patch})"
         )
+
+
+def _nearest(below: int, above: int) -> str:
+    return (
+        f"the nearest sizes that work are {below} and {above}" if below else f"the smallest size that works is {above}"
+    )
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")

@@ -55,8 +55,9 @@ class Quantizer(nn.Module):
         return self.codebook.shape[0]
 
     def mapped_codebook(self) -> Tensor:
-        """The codes (K, d) float32 that z is compared with."""
-        mapped: Tensor = self.projector(self.codebook)
+        """The codes (K, d) float32 that z is compared with; mapped without autocast, as the frozen codebook will be."""
+        with torch.autocast(self.codebook.device.type, enabled=False):
+            mapped: Tensor = self.projector(self.codebook)
         return mapped.float()
 
     def forward(self, z: Tensor) -> Quantized:
@@ -87,8 +88,10 @@ class Quantizer(nn.Module):
         """The codes (B, d, h, w) float32 that the forward pass used for indices int64 (B, h, w).
 
         Raises:
-            ValueError: an index outside [0, K).
+            ValueError: an index outside [0, K), or no integer.
         """
+        if indices.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"indices must be int64, not {str(indices.dtype).removeprefix('torch.')}")
         if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < self.codebook_size):
             raise ValueError(f"indices must lie in [0, {self.codebook_size})")
         return F.embedding(indices, self.mapped_codebook()).movedim(-1, 1)

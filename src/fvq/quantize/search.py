@@ -24,7 +24,7 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     Raises:
         ValueError: the dimensions do not match, the codebook is empty, or a value is NaN or infinite.
     """
-    if codebook.ndim != 2 or z.ndim == 0 or z.shape[-1] != codebook.shape[1]:
+    if codebook.ndim != 2 or z.ndim == 0 or z.shape[-1] != codebook.shape[1] or z.shape[-1] == 0:
         raise ValueError(f"z {tuple(z.shape)} and codebook {tuple(codebook.shape)} must share their last dimension")
     if codebook.shape[0] == 0:
         raise ValueError("the codebook has no codes")

@@ -1,5 +1,6 @@
 """Resume states of interrupted runs. They live outside the stages' outputs and are keyed by a digest of the recipe."""
 
+import errno
 import hashlib
 import json
 import re
@@ -12,6 +13,16 @@ from typing import Any
 import torch
 
 from fvq.runtime.files import sha256_file, write_atomically
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """``torch.save``, whose RuntimeError on a full disk hides the OSError that it came from."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        cause = error.__context__
+        raise (cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error))) from None
 
 
 def recipe_digest(recipe: Mapping[str, Any]) -> str:
@@ -34,7 +45,7 @@ class CheckpointFolder:
         """Write the state after ``step`` steps and drop all but the newest ``keep``."""
         path = self.folder / f"step-{step:08d}.pt"
         with write_atomically(path) as temporary:
-            torch.save(dict(state), temporary)
+            _write(dict(state), temporary)
             digest = sha256_file(temporary)
         with write_atomically(path.with_suffix(".sha256")) as temporary:
             temporary.write_text(digest)
@@ -44,11 +55,13 @@ class CheckpointFolder:
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest undamaged (steps done, state), or None where there is none."""
-        for step, path in self._saved():
+        saved = self._saved()
+        for step, path in saved:
             digest = path.with_suffix(".sha256")
-            if digest.is_file() and digest.read_text().strip() == sha256_file(path):
+            if digest.is_file() and digest.read_bytes().strip() == sha256_file(path).encode():
                 return step, torch.load(path, map_location="cpu", weights_only=True)
-            print(f"fvq: {path} is damaged; going back to the state before it", file=sys.stderr)
+            before = "going back to the state before it" if path != saved[-1][1] else "starting anew"
+            print(f"fvq: {path} is damaged; {before}", file=sys.stderr)
         return None
 
     def clear(self) -> None:

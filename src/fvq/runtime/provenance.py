@@ -24,7 +24,6 @@ _LIBRARIES = (
     "safetensors",
     "scikit-image",
     "scikit-learn",
-    "torchmetrics",
 )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Schedule(BaseModel):
     """Warm-up, a constant part, then annealing: Table 6's ``warmup(0.1) [baselr(0.3)-linear(0.7)]``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     warmup: float = Field(ge=0, lt=1, description="share of all steps during which the rate rises linearly")
     warmup_from: float = Field(gt=0, le=1, description="the rate's factor at the first step of the warm-up")

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +25,11 @@ def save_weights(path: Path | str, tensors: Mapping[str, Tensor], *, kind: Kind,
     with write_atomically(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata=metadata)
-        except SafetensorError as error:  # a full disk, say: safetensors has its own word for it
-            raise OSError(errno.EIO, str(error)) from error
+        except SafetensorError as error:  # safetensors has its own word for a full disk and the like
+            code = re.search(r"os error (\d+)", str(error))
+            raise (
+                OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(errno.EIO, str(error))
+            ) from error
 
 
 def load_weights(path: Path | str, *, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:

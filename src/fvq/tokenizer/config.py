@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fvq.quantize.bridge import check_bridge_sizes, default_patch
 
 QuantizerName = Literal["vq", "linear", "mlp5", "fvq"]
+Multipliers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class _Config(BaseModel):
@@ -17,8 +18,8 @@ class Architecture(_Config):
     """Sizes of the encoder and the decoder."""
 
     channels: int = Field(ge=1, description="channels of the first level")
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        min_length=1, description="channels of each level over the first's; each level after the first halves the sides"
+    multipliers: Multipliers = Field(
+        description="channels of each level over the first's; each level after the first halves the sides"
     )
     residual_blocks: int = Field(ge=1, description="residual blocks per level; the decoder has one more")
     attention: bool = Field(description="self-attention at the lowest resolution")

@@ -21,7 +21,7 @@ def compare_tokenizers(before: Tokenizer, after: Tokenizer, images: Tensor, batc
         tokens += indices.numel()
         changed += int((indices != frozen_indices).sum())
         difference = (before.decode(indices) - after.decode(frozen_indices)).abs().max()
-        largest = max(largest, float(difference))
+        largest = max(largest, float(difference.nan_to_num(nan=float("inf"))))
     return {"images": len(images), "tokens": tokens, "changed_tokens": changed, "largest_difference": largest}
 
 

@@ -90,8 +90,10 @@ class Tokenizer(nn.Module):
             tokenizer = cls(TokenizerConfig.model_validate(config))
         except ValidationError as error:
             raise UserError(describe_validation_error(error, str(path))) from None
-        try:
-            tokenizer.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise UserError(f"{path}: the weights do not fit their configuration ({error})") from None
+        wanted = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise UserError(f"{path}: {name} is {found.get(name)} and must be {wanted.get(name)}")
+        tokenizer.load_state_dict(tensors)
         return tokenizer.eval()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,9 @@ from fvq.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, 
 from fvq.tokenizer.tokenizer import Tokenizer
 
 
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TokenizerTraining(BaseModel):
     """How a tokenizer is trained."""
 
@@ -29,7 +33,7 @@ class TokenizerTraining(BaseModel):
 
     batch_size: int = Field(ge=1, description="images per step")
     learning_rate: float = Field(gt=0, description="Adam's rate at the schedule's full height, for this batch size")
-    betas: tuple[float, float] = Field(description="Adam's decay rates of the first and second moments")
+    betas: tuple[DecayRate, DecayRate] = Field(description="Adam's decay rates of the first and second moments")
     gradient_clip: float = Field(gt=0, description="largest norm of all gradients together")
     reconstruction_weight: float = Field(ge=0, description="weight of the mean squared error")
     perceptual_weight: float = Field(ge=0, description="weight of LPIPS-VGG; 0 leaves it out")
@@ -110,7 +114,12 @@ def train_tokenizer(
         if settings.flip:
             mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
             images = torch.where(mirrored.to(device), images.flip(-1), images)
-        reconstruction, quantized = tokenizer(images)
+        try:
+            reconstruction, quantized = tokenizer(images)
+        except ValueError as error:  # the images are sound: the weights no longer are
+            raise UserError(
+                f"training the tokenizer: {error} at step {index}; a smaller learning rate may help"
+            ) from None
         usage.add(quantized.indices)
         error = settings.reconstruction_weight * F.mse_loss(reconstruction, images)
         terms = {"reconstruction": error, **quantized.terms}
