@@ -27,7 +27,7 @@ repro: setup
 	@python -m pipeline.summary
 
 test: setup lint
-	pytest -m "not slow" --durations=10
+	OMP_NUM_THREADS=1 pytest -m "not slow" -n 2 --dist loadfile --durations=10
 
 # make test-slow   the tests that take minutes
 test-slow: setup

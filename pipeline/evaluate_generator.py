@@ -13,7 +13,7 @@ from pipeline.run import Run, run_stage
 def main(run: Run) -> None:
     """Write ``metrics.json``."""
     table = ImageTable.open(run.input("prepare_data", "validation.parquet"))
-    extractor = load_extractor(run.input("train_extractor", "extractor.safetensors"))
+    extractor = load_extractor(run.input("train_extractor", "extractor.safetensors"), run.device)
     with np.load(run.input("sample", "samples.npz", run.name)) as archive:
         samples = torch.from_numpy(archive["arr_0"]).permute(0, 3, 1, 2).contiguous()
     figures = evaluate_samples(

@@ -18,7 +18,7 @@ def main(run: Run) -> None:
     """Write ``metrics.json``, ``images.parquet`` and ``reconstructions.npz``."""
     settings = run.parameters.evaluate_tokenizer
     table = ImageTable.open(run.input("prepare_data", "validation.parquet"))
-    extractor = load_extractor(run.input("train_extractor", "extractor.safetensors"))
+    extractor = load_extractor(run.input("train_extractor", "extractor.safetensors"), run.device)
     tokenizer = Tokenizer.load(run.input("freeze_codebook", "tokenizer.safetensors", run.name)).to(run.device)
     lpips_alex = load_lpips_alex(settings.lpips_weights)
     original = table.images()

@@ -1,4 +1,4 @@
-"""``python -m pipeline.lock``: whether dvc.lock is true for this code and these parameters, with or without the data."""
+"""``python -m pipeline.lock``: whether dvc.lock is true for this code and these parameters, data or none."""
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo

@@ -101,7 +101,7 @@ class Run:
 def run_stage(stage: str, work: Callable[[Run], None]) -> None:
     """Run ``work`` for the row that the command line names; exit with one line on bad input."""
     arguments = sys.argv[1:]
-    with one_line_errors(), _outputs_kept(stage, arguments[0] if arguments else None):
+    with one_line_errors(), _outputs_kept():
         if len(arguments) > 1:
             raise UserError(f"pipeline.{stage}: takes one row at most, not {' '.join(arguments)}")
         parameters = load_parameters()
@@ -114,15 +114,16 @@ def run_stage(stage: str, work: Callable[[Run], None]) -> None:
 
 
 @contextmanager
-def _outputs_kept(stage: str, row: str | None) -> Iterator[None]:
-    """Where the work fails, what stood there before it comes back."""
+def _outputs_kept() -> Iterator[None]:
+    """Where the work fails under ``dvc repro``, which removes a stage's outputs first, they come back."""
     try:
         yield
     except BaseException:
-        if Path(".dvc").is_dir():
+        stage = os.environ.get("DVC_STAGE")
+        if stage:
             from pipeline.restore import restore_outputs  # takes a second, and only failures need it
 
-            restore_outputs(f"{stage}@{row}" if row else stage)
+            restore_outputs(stage)
         raise
 
 

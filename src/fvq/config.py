@@ -217,8 +217,8 @@ class Parameters(_Parameters):
         )
         if architecture.ratio != chosen.ratio:
             raise ValueError(
-                f"ratio is {chosen.ratio}, and train_tokenizer's pixel_shuffle ({shared.pixel_shuffle}) and multipliers "
-                f"({len(architecture.multipliers)} levels) give {architecture.ratio}"
+                f"ratio is {chosen.ratio}, and train_tokenizer's pixel_shuffle ({shared.pixel_shuffle}) and "
+                f"multipliers ({len(architecture.multipliers)} levels) give {architecture.ratio}"
             )
         return TokenizerConfig(
             image_size=self.prepare_data.image_size,

@@ -54,7 +54,7 @@ class VQBridge(nn.Module):
         super().__init__()
         width = code_dim if width is None else width
         patch = default_patch(codebook_size) if patch is None else patch
-        _check_positive(code_dim=code_dim, depth=depth)
+        check_positive(code_dim=code_dim, depth=depth)
         check_bridge_sizes(codebook_size, width=width, heads=heads, patch=patch, layout=layout)
         if int(width * mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio {mlp_ratio} leaves no channel of a width of {width}")
@@ -121,7 +121,7 @@ class Block(nn.Module):
 
 def check_bridge_sizes(codebook_size: int, *, width: int, heads: int, patch: int, layout: Layout) -> None:
     """Raise ValueError where a bridge of these sizes cannot be built; the message names the nearest sizes that work."""
-    _check_positive(codebook_size=codebook_size, width=width, heads=heads, patch=patch)
+    check_positive(codebook_size=codebook_size, width=width, heads=heads, patch=patch)
     if width % heads:
         raise ValueError(f"width {width} is not divisible by {heads} heads")
     if layout == "sequence":
@@ -146,12 +146,13 @@ def check_bridge_sizes(codebook_size: int, *, width: int, heads: int, patch: int
 
 
 def _nearest(below: int, above: int) -> str:
-    return (
-        f"the nearest sizes that work are {below} and {above}" if below else f"the smallest size that works is {above}"
-    )
+    if below:
+        return f"the nearest sizes that work are {below} and {above}"
+    return f"the smallest size that works is {above}"
 
 
-def _check_positive(**sizes: int) -> None:
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError naming a size below 1."""
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fvq.quantize.bridge import VQBridge
+from fvq.quantize.bridge import VQBridge, check_positive
 from fvq.quantize.search import nearest_code
 
 QUANTIZERS = ("vq", "linear", "mlp5", "fvq")
@@ -40,9 +40,7 @@ class Quantizer(nn.Module):
         self, codebook_size: int, code_dim: int, projector: nn.Module, commitment_weight: float = 0.25
     ) -> None:
         super().__init__()
-        for name, value in (("codebook_size", codebook_size), ("code_dim", code_dim)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        check_positive(codebook_size=codebook_size, code_dim=code_dim)
         self.commitment_weight = commitment_weight
         self.codebook = nn.Parameter(
             torch.empty(codebook_size, code_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
@@ -117,6 +115,7 @@ def build_quantizer(
     Raises:
         ValueError: an unknown name (the message lists the names), or sizes that do not fit.
     """
+    check_positive(codebook_size=codebook_size, code_dim=code_dim)
     projector: nn.Module
     if bridge and name != "fvq":
         raise ValueError(f"quantizer {name!r} has no bridge and takes no {', '.join(sorted(bridge))}")

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-_TOKENS_PER_TILE = 1024
-_CODES_PER_TILE = 2048  # a float32 tile of 8 MB: the reduction finds it still in the cache
+# A float32 tile of 2 MB: the reduction finds it still in the cache.
+_TOKENS_PER_TILE = 512
+_CODES_PER_TILE = 1024
+_GROUP = 64
 
 
 @torch.no_grad()
@@ -49,9 +51,19 @@ def _nearest_in_tiles(z_nd: Tensor, codebook_kd: Tensor, half_norms_k: Tensor) -
     for start in range(0, len(codebook_kd), _CODES_PER_TILE):
         codes = slice(start, start + _CODES_PER_TILE)
         scores_nk = torch.addmm(half_norms_k[codes], z_nd, codebook_kd[codes].T, alpha=-1)
-        winners_n = scores_nk.argmin(1)  # the first of equals, as torch documents
+        winners_n = _first_minimum(scores_nk)
         scores_n = scores_nk.gather(1, winners_n[:, None])[:, 0]
         better_n = scores_n < best_n
         best_n = torch.where(better_n, scores_n, best_n)
         indices_n = torch.where(better_n, winners_n + start, indices_n)
     return indices_n
+
+
+def _first_minimum(scores_nk: Tensor) -> Tensor:
+    """Column of each row's first minimum. Minima of groups come first: unlike a place, they vectorize."""
+    if scores_nk.shape[1] % _GROUP:
+        return scores_nk.argmin(1)  # the first of equals, as torch documents
+    groups_ngk = scores_nk.unflatten(1, (-1, _GROUP))
+    groups_n = groups_ngk.amin(2).argmin(1)
+    best_groups_nk = groups_ngk[torch.arange(len(scores_nk), device=scores_nk.device), groups_n]
+    return groups_n * _GROUP + best_groups_nk.argmin(1)

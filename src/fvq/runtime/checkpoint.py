@@ -15,6 +15,12 @@ import torch
 from fvq.runtime.files import sha256_file, write_atomically
 
 
+def recipe_digest(recipe: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that change with anything in the (JSON-able) recipe."""
+    text = json.dumps(recipe, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _write(state: dict[str, Any], path: Path) -> None:
     """``torch.save``, whose RuntimeError on a full disk hides the OSError that it came from."""
     try:
@@ -23,12 +29,6 @@ def _write(state: dict[str, Any], path: Path) -> None:
     except RuntimeError as error:
         cause = error.__context__
         raise (cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error))) from None
-
-
-def recipe_digest(recipe: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that change with anything in the (JSON-able) recipe."""
-    text = json.dumps(recipe, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class CheckpointFolder:

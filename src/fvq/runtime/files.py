@@ -38,7 +38,7 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
             _flush_to_disk(temporary)
             temporary.replace(path)
     except OSError as error:
-        if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(temporary):
+        if error.filename is not None and not Path(str(error.filename)).is_relative_to(temporary):
             raise  # about some other file that the caller touched
         code = error.errno or errno.EIO
         raise OSError(code, error.strerror or str(error), str(path)) from error

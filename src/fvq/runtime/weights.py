@@ -26,10 +26,9 @@ def save_weights(path: Path | str, tensors: Mapping[str, Tensor], *, kind: Kind,
         try:
             save_file(contiguous, temporary, metadata=metadata)
         except SafetensorError as error:  # safetensors has its own word for a full disk and the like
-            code = re.search(r"os error (\d+)", str(error))
-            raise (
-                OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(errno.EIO, str(error))
-            ) from error
+            found = re.search(r"os error (\d+)", str(error))
+            code = int(found[1]) if found else errno.EIO
+            raise OSError(code, os.strerror(code) if found else str(error)) from error
 
 
 def load_weights(path: Path | str, *, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,6 +15,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, filters: int = 64, layers: int = 3) -> None:
         super().__init__()
+        self.smallest_side = 3 * 2**layers  # pixels; the two last convolutions need 3 and 2 positions
         blocks: list[nn.Module] = [nn.Conv2d(3, filters, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         current = filters
         for layer in range(1, layers + 1):

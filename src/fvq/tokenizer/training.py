@@ -22,6 +22,7 @@ from fvq.tokenizer.config import TokenizerConfig
 from fvq.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from fvq.tokenizer.tokenizer import Tokenizer
 
+_DESCRIPTION = "training the tokenizer"
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -104,6 +105,11 @@ def train_tokenizer(
     perceptual = _perceptual_network(settings, device)
     adversary = Adversary(settings, device) if settings.adversarial_weight else None
     if adversary:
+        if config.image_size < adversary.discriminator.smallest_side:
+            raise UserError(
+                f"train_tokenizer.adversarial_weight: the discriminator needs images of at least "
+                f"{adversary.discriminator.smallest_side} pixels, not {config.image_size}; 0 leaves it out"
+            )
         state |= {"discriminator": adversary.discriminator, "discriminator_optimizer": adversary.optimizer}
 
     def rate(step: int) -> float:
@@ -116,10 +122,8 @@ def train_tokenizer(
             images = torch.where(mirrored.to(device), images.flip(-1), images)
         try:
             reconstruction, quantized = tokenizer(images)
-        except ValueError as error:  # the images are sound: the weights no longer are
-            raise UserError(
-                f"training the tokenizer: {error} at step {index}; a smaller learning rate may help"
-            ) from None
+        except ValueError as reason:  # the images are sound: the weights no longer are
+            raise UserError(f"{_DESCRIPTION}: {reason} at step {index}; a smaller learning rate may help") from None
         usage.add(quantized.indices)
         error = settings.reconstruction_weight * F.mse_loss(reconstruction, images)
         terms = {"reconstruction": error, **quantized.terms}
@@ -144,7 +148,7 @@ def train_tokenizer(
         checkpoint_folder=checkpoint_folder,
         checkpoint_every=checkpoint_every,
         summarize=usage.summarize,
-        description="training the tokenizer",
+        description=_DESCRIPTION,
     )
     rows: History = [
         {"step": row["step"], "epoch": row["step"] / per_epoch, "learning_rate": rate(int(row["step"]) - 1), **row}

@@ -1,0 +1,5 @@
+"""``python -m fvq.cli`` is ``fvq``."""
+
+from fvq.cli.app import main
+
+main()

@@ -1,0 +1,193 @@
+"""The commands of ``fvq`` and their options. Their work is imported when one runs: torch alone takes seconds."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import fvq
+from fvq.runtime.errors import one_line_errors
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there already.")]
+TokenizerFile = Annotated[
+    Path, typer.Argument(metavar="TOKENIZER", help="The tokenizer's weights (safetensors).", show_default=False)
+]
+
+
+def _example(command: str) -> str:
+    return f"Example:\n\n[bold]{command}[/bold]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that ``arguments`` (by default the process's) name, and exit.
+
+    Exit status 0; 1 where input is bad or something is broken, 2 where the arguments themselves are, both with one line
+    on standard error; 130 where interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with one_line_errors():
+        try:
+            status = app(words, prog_name="fvq", standalone_mode=False)
+        except typer.TyperException as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "fvq"
+            text = " ".join(error.format_message().split()).rstrip(".")
+            print(f"fvq: error: {text}; see {command} --help", file=sys.stderr)
+            status = 2
+    if status == 130:
+        print("fvq: interrupted", file=sys.stderr)
+    sys.exit(status)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fvq {fvq.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _fvq(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Vector-quantized image tokenizers with full codebook usage: try them, sample from them, measure them."""
+
+
+@app.command(epilog=_example("fvq reconstruct tokenizer.safetensors photo.jpg holidays/ --out grid.png"))
+def reconstruct(
+    tokenizer: TokenizerFile,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture to write (.png).")],
+    shown: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images in the picture at most, spread evenly over those given.")
+    ] = 16,
+    force: Force = False,
+) -> None:
+    """Images through a tokenizer and back, side by side with what was lost.
+
+    Images are scaled and centre-cropped to the tokenizer's size. Prints PSNR and how many codes all of them use.
+    """
+    from fvq.cli.reconstruct import reconstruct_images
+
+    reconstruct_images(tokenizer, images, out, shown=shown, force=force)
+
+
+@app.command(epilog=_example("fvq sample generator.safetensors tokenizer.safetensors --class 3 -o grid.png"))
+def sample(
+    generator: Annotated[
+        Path, typer.Argument(metavar="GENERATOR", help="The generator's weights (safetensors).", show_default=False)
+    ],
+    tokenizer: TokenizerFile,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="A picture (.png), or images and labels for an evaluation (.npz)."
+        ),
+    ],
+    wanted_class: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="N|NAME",
+            help="A class by its number from 0, or by its name.",
+            show_default="all classes in turn",
+        ),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TABLE",
+            help="An image or token table (Parquet) that names the classes.",
+            show_default="the tokens that the generator learned from, if found",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Number of images.")] = 16,
+    cfg_scale: Annotated[float, typer.Option(metavar="X", help="Classifier-free guidance; 1 is none.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", help="Divides the logits; 0 takes the likeliest token.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(metavar="N", help="Draw from the N likeliest tokens; 0 is all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(metavar="X", help="Draw from the likeliest tokens of joint probability X; 1 is all.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the draws; each image has its own stream.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images drawn at once.")] = 64,
+    force: Force = False,
+) -> None:
+    """Draw images from a generator.
+
+    An interrupted run goes on from its finished batches when the same command is given again.
+    """
+    from fvq.cli.sample import sample_images
+
+    sample_images(
+        generator,
+        tokenizer,
+        out,
+        wanted_class=wanted_class,
+        names=names,
+        count=count,
+        seed=seed,
+        batch_size=batch_size,
+        force=force,
+        settings={"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p},
+    )
+
+
+@app.command(epilog=_example("fvq evaluate samples.npz --reference photos/ --extractor extractor.safetensors"))
+def evaluate(
+    samples: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SAMPLES",
+            help="An npz archive (arr_0, uint8 NHWC), a folder of images, or a Parquet image table.",
+            show_default=False,
+        ),
+    ],
+    reference: Annotated[
+        Path, typer.Option(metavar="PATH", help="Images to compare with, in any of these forms.", show_default=False)
+    ],
+    extractor: Annotated[
+        Path, typer.Option(metavar="FILE", help="The network (safetensors) whose features are compared.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the figures as flat JSON (.json).")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Scale and centre-crop the images of folders to N pixels."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images in the network at once.")] = 128,
+    force: Force = False,
+) -> None:
+    """Fréchet distance, Inception-Score form, precision and recall of SAMPLES.
+
+    The figures carry the extractor's name; only the Inception-2015 features give a FID.
+    """
+    from fvq.cli.evaluate import evaluate_images
+
+    evaluate_images(samples, reference, extractor, out, size=size, batch_size=batch_size, force=force)
+
+
+@app.command(epilog=_example("fvq doctor"))
+def doctor() -> None:
+    """What fvq finds on this machine and in this folder.
+
+    Exits with 1 where something needed is broken.
+    """
+    from fvq.cli.doctor import examine
+
+    if not examine():
+        raise typer.Exit(1)

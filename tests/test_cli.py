@@ -1,0 +1,488 @@
+"""The command line: what it writes and prints, against the library; bad input as one line; what was there stays."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fvq.cli import main
+from fvq.data.image_table import to_model_range, to_uint8, write_image_table
+from fvq.data.records import ImageRecord
+from fvq.data.sources.folder import scale_and_crop
+from fvq.evaluate.classifier import ImageClassifier, ImageClassifierConfig
+from fvq.evaluate.generator_metrics import evaluate_samples
+from fvq.generate import LlamaGen, LlamaGenConfig, sampling
+from fvq.tokenizer import Architecture, Tokenizer, TokenizerConfig
+
+SIZE, CLASSES = 16, ["ant", "bee", "cat"]
+GRID = (4, 4)
+TILE, GAP = 128, 4  # of the pictures: images of 16 pixels are enlarged eightfold
+
+
+def random_images(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+
+
+def small_tokenizer(codebook_size: int = 32) -> Tokenizer:
+    architecture = Architecture(
+        channels=8, multipliers=(1, 1, 1), residual_blocks=1, attention=False, latent_channels=8, pixel_shuffle=1
+    )
+    config = TokenizerConfig(
+        image_size=SIZE,
+        architecture=architecture,
+        quantizer="vq",
+        codebook_size=codebook_size,
+        code_dim=4,
+        commitment_weight=0.25,
+        bridge=None,
+        frozen=True,
+    )
+    tokenizer = Tokenizer(config).eval()
+    torch.nn.init.normal_(tokenizer.quantizer.codebook)  # the initial codes lie too close to tell images apart
+    return tokenizer
+
+
+def small_generator(**changes) -> LlamaGen:
+    dropouts = {"class_dropout": 0.1, "token_dropout": 0.0, "residual_dropout": 0.0, "feedforward_dropout": 0.0}
+    shape = {"vocabulary_size": 32, "classes": 3, "grid": GRID, "width": 16, "depth": 1, "heads": 2}
+    model = LlamaGen(LlamaGenConfig(**{**shape, **dropouts, "feedforward_multiple_of": 16, **changes})).eval()
+    torch.nn.init.normal_(model.output.weight, std=0.5)
+    return model
+
+
+def write_table(path, images, classes=CLASSES) -> None:
+    records = [ImageRecord(image, index % len(classes), str(index)) for index, image in enumerate(images)]
+    write_image_table(path, records, dataset="tiny", classes=classes, image_size=SIZE, split="validation")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder with a tokenizer, a generator and an extractor."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    small_tokenizer().save(folder / "tokenizer.safetensors")
+    small_generator().save(folder / "generator.safetensors")
+    ImageClassifier(ImageClassifierConfig(name="tiny", image_size=SIZE, classes=3, width=8)).save(
+        folder / "extractor.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture
+def fvq(capsys, monkeypatch, tmp_path):
+    """Runs a command in an empty folder: (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return exit_.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def refused(fvq):
+    """Runs a command that must fail, and returns its one line."""
+
+    def run(*arguments, status=1):
+        found, out, err = fvq(*arguments)
+        assert found == status and out == "", (found, out, err)
+        assert err.startswith("fvq: error: ") and err.count("\n") == 1 and err.endswith("\n")
+        return err
+
+    return run
+
+
+def tiles(path, rows: int, columns: int) -> np.ndarray:
+    """The images of a picture in their own size, uint8 (rows, columns, 16, 16, 3)."""
+    picture = np.asarray(Image.open(path))
+    left, top = (
+        side - GAP - count * (TILE + GAP) for side, count in zip(picture.shape[1::-1], (columns, rows), strict=True)
+    )
+    step = TILE // SIZE
+    return np.array(
+        [
+            [
+                picture[top + GAP + row * (TILE + GAP) :, left + GAP + column * (TILE + GAP) :][:TILE:step, :TILE:step]
+                for column in range(columns)
+            ]
+            for row in range(rows)
+        ]
+    )
+
+
+# The commands themselves
+
+
+def test_help_is_quick_and_fits_a_terminal():
+    code = "import sys, fvq.cli\ntry: fvq.cli.main([])\nfinally: assert not {'torch', 'numpy'} & set(sys.modules)"
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for command in ("reconstruct", "sample", "evaluate", "doctor"):
+        assert re.search(rf"^\W*{command} ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "sample", "evaluate", "doctor"])
+def test_every_command_has_help_with_an_example(fvq, command):
+    status, out, _ = fvq(command, "--help")
+    assert status == 0 and f"fvq {command}" in out.split("Example:")[1]
+
+
+def test_wrong_arguments_are_one_line_without_a_traceback():
+    done = subprocess.run([sys.executable, "-m", "fvq.cli", "sample", "x"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("fvq: error: ") and done.stderr.count("\n") == 1
+    assert "TOKENIZER" in done.stderr and "fvq sample --help" in done.stderr
+
+
+def test_other_wrong_arguments(refused):
+    assert "'upscale'" in refused("upscale", status=2)
+    assert "--sharp" in refused("doctor", "--sharp", status=2)
+    assert "--count" in refused("sample", "g", "t", "--out", "x.png", "--count", "0", status=2)
+    assert "--count" in refused("sample", "g", "t", "--out", "x.png", "--count", "many", status=2)
+
+
+# reconstruct
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images of different sizes, some in subfolders, beside other files."""
+    rng = np.random.default_rng(5)
+    for number, (name, (width, height)) in enumerate(
+        {"a.png": (16, 16), "b.jpg": (50, 33), "sub/c.PNG": (20, 70), "sub/d.webp": (16, 40), "e.bmp": (64, 64)}.items()
+    ):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (4 + number, 4 + number, 3), np.uint8)
+        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(path)
+    (tmp_path / "photos" / ".hidden.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    return tmp_path / "photos"
+
+
+@torch.no_grad()
+def test_reconstruct(fvq, weights, photos):
+    tokenizer = Tokenizer.load(weights / "tokenizer.safetensors")
+    status, out, err = fvq("reconstruct", weights / "tokenizer.safetensors", photos, "--out", "out/grid.png")
+    assert status == 0 and err == ""
+    names = ["a.png", "b.jpg", "e.bmp", "sub/c.PNG", "sub/d.webp"]
+    original = np.stack([scale_and_crop(Image.open(photos / name).convert("RGB"), SIZE) for name in names])
+    indices = tokenizer.encode(to_model_range(torch.from_numpy(original).permute(0, 3, 1, 2)))
+    reconstruction = to_uint8(tokenizer.decode(indices)).permute(0, 2, 3, 1).numpy()
+    difference = original.astype(float) - reconstruction
+    psnr = 10 * np.log10(255**2 / np.square(difference).mean((1, 2, 3)))
+    assert f"PSNR {psnr.mean():.2f} dB" in out and f"{psnr.min():.2f} to {psnr.max():.2f}" in out
+    assert f"{len(indices.unique())} of 32 codes" in out and "80 tokens" in out
+    assert "wrote out/grid.png (5 images)" in out
+    found = tiles("out/grid.png", 3, 5)
+    assert np.array_equal(found[0], original) and np.array_equal(found[1], reconstruction)
+    assert np.array_equal(found[2], np.minimum(4 * np.abs(difference), 255))
+
+
+def test_reconstruct_shows_a_few_of_many(fvq, weights, photos, tmp_path):
+    for value in range(20):
+        Image.new("RGB", (SIZE, SIZE), (10 * value, 0, 0)).save(photos / f"z{value:02d}.png")
+    folder = [weights / "tokenizer.safetensors", *sorted(photos.glob("z*"))]
+    _, out, _ = fvq("reconstruct", *folder, "--out", "grid.png", "--shown", 11)
+    assert "20 images" in out and "320 tokens" in out and "11 of the 20 images" in out
+    found = tiles("grid.png", 6, 8)
+    red = [*found[0, :, 0, 0, 0], *found[3, :3, 0, 0, 0]]
+    assert red[0] == 0 and red[-1] == 190 and red == sorted(set(red))
+    assert (found[3:, 3:] == 255).all()
+
+
+def test_reconstruct_refuses(refused, weights, photos, tmp_path):
+    tokenizer = weights / "tokenizer.safetensors"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.png").write_bytes((photos / "e.bmp").read_bytes()[:1000])
+    assert "nothing.safetensors" in refused("reconstruct", "nothing.safetensors", photos, "--out", "x.png")
+    assert "holds a generator" in refused("reconstruct", weights / "generator.safetensors", photos, "--out", "x.png")
+    assert "notes.txt" in refused("reconstruct", photos / "notes.txt", photos, "--out", "x.png")
+    assert "gone.png" in refused("reconstruct", tokenizer, photos / "a.png", "gone.png", "--out", "x.png")
+    assert "holds no images" in refused("reconstruct", tokenizer, "empty", "--out", "x.png")
+    assert "cut.png" in refused("reconstruct", tokenizer, "cut.png", "--out", "x.png")
+    assert "notes.txt" in refused("reconstruct", tokenizer, photos / "notes.txt", "--out", "x.png")
+    assert "x.tiff" in refused("reconstruct", tokenizer, photos, "--out", "x.tiff")
+    assert "cut.png" in refused("reconstruct", tokenizer, photos, "--out", "cut.png/x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+# sample
+
+
+def library_samples(weights, labels, **changes):
+    """The same images through the library."""
+    model = LlamaGen.load(weights / "generator.safetensors")
+    settings = {"cfg_scale": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+    tokens = model.sample(torch.as_tensor(labels), **{**settings, **changes})
+    images = Tokenizer.load(weights / "tokenizer.safetensors").decode(tokens)
+    return to_uint8(images).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture
+def sampled(fvq, weights):
+    """Runs ``fvq sample`` into an archive: its images and labels."""
+
+    def run(*arguments):
+        files = weights / "generator.safetensors", weights / "tokenizer.safetensors"
+        status, _, err = fvq("sample", *files, "--out", "s.npz", "--force", *arguments)
+        assert status == 0 and err == ""
+        with np.load("s.npz") as archive:
+            assert sorted(archive) == ["arr_0", "arr_1"] and archive["arr_1"].dtype == np.int64
+            return archive["arr_0"], archive["arr_1"]
+
+    return run
+
+
+def test_sample_archive(sampled, weights, tmp_path):
+    images, labels = sampled("--count", 7, "--batch-size", 3)
+    assert images.dtype == np.uint8 and labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert np.array_equal(images, library_samples(weights, labels))
+    settings = {"cfg_scale": 2.5, "temperature": 0.7, "top_k": 9, "top_p": 0.8, "seed": 4}
+    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+    guided, labels = sampled("--class", 2, "--count", 4, *options)
+    assert labels.tolist() == [2] * 4
+    assert np.array_equal(guided, library_samples(weights, labels, **settings))
+    assert not np.array_equal(guided, library_samples(weights, labels))
+    record = json.loads((tmp_path / "s.npz.provenance.json").read_text())
+    assert record["seed"] == 4 and record["parameters"]["top_k"] == 9 and len(record["inputs"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.npz", "s.npz.provenance.json"]
+
+
+def test_sample_picture(fvq, weights):
+    files = weights / "generator.safetensors", weights / "tokenizer.safetensors"
+    status, out, _ = fvq("sample", *files, "--count", 6, "--out", "turn.png")
+    assert status == 0 and "wrote turn.png (6 images, all 3 classes in turn)" in out
+    expected = library_samples(weights, [0, 1, 2] * 2).reshape(2, 3, SIZE, SIZE, 3)
+    assert np.array_equal(tiles("turn.png", 2, 3), expected)
+    fvq("sample", *files, "--count", 4, "--class", "1", "--out", "one.png")
+    assert np.array_equal(tiles("one.png", 2, 2), library_samples(weights, [1] * 4).reshape(2, 2, SIZE, SIZE, 3))
+
+
+def test_sample_knows_classes_by_name(fvq, weights, tmp_path):
+    write_table(tmp_path / "table.parquet", random_images(3, 0))
+    study = tmp_path / "study/results/train_generator/fvq"
+    study.mkdir(parents=True)
+    generator = study / "generator.safetensors"
+    generator.write_bytes((weights / "generator.safetensors").read_bytes())
+    (tmp_path / "table.parquet").rename(tmp_path / "study/results/tokens.parquet")
+    # Paths in a record start in the folder that the pipeline ran in, not in the one that the command runs in.
+    record = {
+        "inputs": {"params.yaml": "…", "results/tokens.parquet": "…"},
+        "outputs": {"results/train_generator/fvq/generator.safetensors": "…"},
+    }
+    (study / "provenance.json").write_text(json.dumps(record))
+    for chosen in (
+        [generator],
+        ["study/results/../results/train_generator/fvq/generator.safetensors"],
+        [weights / "generator.safetensors", "--names", "study/results/tokens.parquet"],
+    ):
+        status, out, _ = fvq(
+            "sample", chosen[0], weights / "tokenizer.safetensors", *chosen[1:], "--class", "cat", "--out", "s.npz",
+            "--force", "--count", 2,
+        )  # fmt: skip
+        assert status == 0 and "class 2, cat" in out
+        assert np.load("s.npz")["arr_1"].tolist() == [2, 2]
+
+
+def test_sample_refuses(refused, weights, tmp_path):
+    files = weights / "generator.safetensors", weights / "tokenizer.safetensors"
+    write_table(tmp_path / "two.parquet", random_images(2, 0), classes=["ant", "bee"])
+    write_table(tmp_path / "three.parquet", random_images(2, 0))
+    small_tokenizer(64).save(tmp_path / "other.safetensors")
+    small_generator(class_dropout=0.0).save(tmp_path / "unguided.safetensors")
+    out = ["--out", "x.png"]
+    assert "gone.safetensors" in refused("sample", "gone.safetensors", files[1], *out)
+    assert "holds a tokenizer" in refused("sample", files[1], files[1], *out)
+    assert "other.safetensors" in refused("sample", files[0], "other.safetensors", *out)
+    assert "0 to 2" in refused("sample", *files, "--class", "3", *out)
+    assert "--names" in refused("sample", *files, "--class", "cat", *out)
+    assert "-1" in refused("sample", *files, "--class", "-1", *out)
+    assert "ant, bee, cat" in refused("sample", *files, "--class", "cow", "--names", "three.parquet", *out)
+    assert "names 2 classes" in refused("sample", *files, "--class", "ant", "--names", "two.parquet", *out)
+    assert "gone.parquet" in refused("sample", *files, "--class", "ant", "--names", "gone.parquet", *out)
+    assert "other.safetensors" in refused("sample", *files, "--class", "ant", "--names", "other.safetensors", *out)
+    assert "top_p" in refused("sample", *files, "--top-p", "1.5", *out)
+    assert "cfg_scale" in refused("sample", *files, "--cfg-scale", "0.5", *out)
+    assert "class_dropout" in refused("sample", "unguided.safetensors", files[1], "--cfg-scale", "2", *out)
+    assert "x.jpg" in refused("sample", *files, "--out", "x.jpg")
+    assert ".npz" in refused("sample", *files, "--count", "5000", *out)
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_what_is_there_stays_unless_forced(fvq, refused, weights, photos, tmp_path):
+    files = weights / "generator.safetensors", weights / "tokenizer.safetensors"
+    for name in ("mine.npz", "mine.png", "mine.json"):
+        (tmp_path / name).write_text("mine")
+    evaluate = ("evaluate", photos, "--reference", photos, "--size", SIZE)
+    for command in (
+        ("sample", *files, "--out", "mine.npz"),
+        ("sample", *files, "--out", "mine.png"),
+        ("reconstruct", files[1], photos, "--out", "mine.png"),
+        (*evaluate, "--extractor", weights / "extractor.safetensors", "--out", "mine.json"),
+    ):
+        assert "--force" in refused(*command)
+        written = tmp_path / command[-1]
+        assert written.read_text() == "mine"
+        assert fvq(*command, "--force")[0] == 0
+        assert written.read_bytes() != b"mine"
+        written.write_text("mine")
+
+
+def test_interrupted_sampling_goes_on(fvq, sampled, monkeypatch, tmp_path, weights):
+    expected, _ = sampled("--count", 6)
+    draw, drawn = sampling.sample_tokens, []
+
+    def interrupted(model, labels, settings, seed, numbers):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(numbers.tolist())
+        return draw(model, labels, settings, seed, numbers)
+
+    command = ["sample", weights / "generator.safetensors", weights / "tokenizer.safetensors", "--count", 6]
+    command += ["--batch-size", 2, "--out", "later.npz"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "sample_tokens", interrupted)
+        status, _, err = fvq(*command)
+    assert status == 130 and err == "fvq: interrupted\n" and drawn == [[0, 1], [2, 3]]
+    assert not (tmp_path / "later.npz").exists() and len(list(tmp_path.glob("later.npz.*.parts/*"))) == 2
+
+    def counted(model, labels, settings, seed, numbers):
+        drawn.append(numbers.tolist())
+        return draw(model, labels, settings, seed, numbers)
+
+    monkeypatch.setattr(sampling, "sample_tokens", counted)
+    assert fvq(*command, "--seed", 1)[0] == 0  # another seed does not go on from these
+    assert drawn[2:] == [[0, 1], [2, 3], [4, 5]]
+    assert fvq(*command, "--force")[0] == 0 and drawn[5:] == [[4, 5]]
+    assert np.array_equal(np.load("later.npz")["arr_0"], expected)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+# evaluate
+
+
+@pytest.fixture
+def image_sets(tmp_path):
+    """The same samples as archive, folder and table, and a table of reference images."""
+    samples = random_images(9, seed=1)
+    np.savez(tmp_path / "samples.npz", arr_0=samples, arr_1=np.zeros(9))
+    (tmp_path / "samples").mkdir()
+    for number, image in enumerate(samples):
+        Image.fromarray(image).save(tmp_path / "samples" / f"{number}.png")
+    write_table(tmp_path / "samples.parquet", samples)
+    write_table(tmp_path / "reference.parquet", random_images(12, seed=2) // 2)
+    return samples
+
+
+def test_evaluate_takes_archives_folders_and_tables(fvq, weights, image_sets, tmp_path):
+    extractor = ImageClassifier.load(weights / "extractor.safetensors")
+    tensors = [torch.from_numpy(images).permute(0, 3, 1, 2) for images in (image_sets, random_images(12, 2) // 2)]
+    expected = evaluate_samples(*tensors, extractor, reference="reference.parquet", seed=0)
+    options = ["--reference", "reference.parquet", "--extractor", weights / "extractor.safetensors"]
+    for name in ("samples.npz", "samples", "samples.parquet"):
+        status, out, _ = fvq("evaluate", name, *options, "--out", f"{name}.json")
+        assert status == 0 and f"wrote {name}.json" in out
+        figures = json.loads((tmp_path / f"{name}.json").read_text())
+        assert figures.keys() - {"protocol_samples", "protocol_crop"} == expected.keys() - {"protocol_seed"}
+        for key in ("fd_tiny", "is_tiny", "precision", "recall"):
+            assert figures[key] == pytest.approx(expected[key], rel=1e-6)
+            assert re.search(rf"{key} +{figures[key]:.4f}\b", out)
+        assert figures["samples"] == 9 and figures["protocol_reference_images"] == "12"
+        assert figures["protocol_samples"] == name and figures["protocol_reference"] == "reference.parquet"
+        assert figures["protocol_extractor_sha256"] == extractor.weights_sha256 in re.sub(r"\s", "", out)
+        assert "fid" not in " ".join(figures).lower()
+        record = json.loads((tmp_path / f"{name}.json.provenance.json").read_text())
+        assert "reference.parquet" in record["inputs"]
+
+
+def test_evaluate_crops_folders_where_asked(fvq, refused, weights, image_sets, photos, tmp_path):
+    options = ["--reference", "photos", "--extractor", weights / "extractor.safetensors"]
+    assert "--size" in refused("evaluate", "samples.npz", *options)
+    status, _, _ = fvq("evaluate", "samples.npz", *options, "--size", SIZE, "--out", "m.json")
+    figures = json.loads((tmp_path / "m.json").read_text())
+    assert status == 0 and figures["protocol_crop"] == "centre square at 16 pixels of photos"
+
+
+def test_evaluate_refuses(refused, weights, image_sets, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no images")
+    np.savez(tmp_path / "other_key.npz", images=image_sets)
+    np.savez(tmp_path / "float.npz", arr_0=image_sets / 255.0)
+    np.savez(tmp_path / "nchw.npz", arr_0=image_sets.transpose(0, 3, 1, 2))
+    np.savez(tmp_path / "single.npz", arr_0=image_sets[:1])
+    np.savez(tmp_path / "large.npz", arr_0=image_sets.repeat(2, 1).repeat(2, 2))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "samples.npz").read_bytes()[:2000])
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "samples.parquet").read_bytes()[:2000])
+    extractor = weights / "extractor.safetensors"
+
+    def line(samples, reference="reference.parquet", network=extractor):
+        return refused("evaluate", samples, "--reference", reference, "--extractor", network, "--out", "m.json")
+
+    assert "gone.npz" in line("gone.npz") and "gone" in line("samples.npz", "gone")
+    assert "notes.txt" in line("notes.txt") and "notes.txt" in line("samples.npz", "notes.txt")
+    assert "arr_0" in line("other_key.npz")
+    assert "float.npz" in (text := line("float.npz")) and "uint8" in text
+    assert "nchw.npz" in (text := line("samples.npz", "nchw.npz")) and "(n, H, W, 3)" in text
+    assert "cut.npz" in line("cut.npz") and "cut.parquet" in line("samples", "cut.parquet")
+    assert "empty: holds no images" in line("empty") and "empty: holds no images" in line("samples.npz", "empty")
+    assert "single.npz" in (text := line("single.npz")) and "at least 2" in text
+    assert "large.npz" in (text := line("large.npz")) and "32x32" in text
+    assert "extractor tiny" in line("large.npz", "large.npz")
+    assert "holds a tokenizer" in line("samples.npz", network=weights / "tokenizer.safetensors")
+    assert "gone.safetensors" in line("samples.npz", network="gone.safetensors")
+    options = ["--reference", "samples", "--extractor", extractor]
+    assert "figures.csv" in refused("evaluate", "samples.npz", *options, "--out", "figures.csv")
+    assert not list(tmp_path.glob("m.*"))
+
+
+# doctor
+
+
+def test_doctor(fvq, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("FVQ_WEIGHTS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    status, out, err = fvq("doctor")
+    lines = {line[8:21].strip(): line for line in out.splitlines()}
+    assert status == 0 and err == ""
+    assert lines["torch"].startswith("ok") and torch.__version__ in lines["torch"]
+    for name in ("git", "dvc", "snakemake"):
+        assert lines[name].startswith("note") and "not found" in lines[name]
+    for name, file in (("Inception", "inception-2015"), ("VGG-16", "vgg16"), ("AlexNet", "alexnet")):
+        assert lines[name].startswith("note") and file in lines[name]
+        assert str(tmp_path / "torch/hub/checkpoints") in lines[name]
+    assert lines["params.yaml"].startswith("note")
+
+    # What would stop a run is broken: a wrong file of weights, parameters that do not parse.
+    (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"other weights")
+    (tmp_path / "params.yaml").write_text("codebook_sise: 3")
+    for name in ("git", "dvc"):
+        (tmp_path / name).write_text("#!/bin/sh")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("FVQ_WEIGHTS", str(tmp_path))
+    status, out, _ = fvq("doctor")
+    lines = {line[8:21].strip(): line for line in out.splitlines()}
+    assert status == 1 and out.splitlines()[-1] == "broken: AlexNet, params.yaml"
+    assert lines["AlexNet"].startswith("broken") and "SHA-256" in lines["AlexNet"]
+    assert lines["git"].startswith("ok") and lines["dvc"].startswith("ok") and lines["snakemake"].startswith("note")
+
+
+def test_doctor_survives_without_torch(fvq, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, out, _ = fvq("doctor")
+    assert status == 1 and re.search(r"^broken +torch ", out, re.MULTILINE)
+    assert out.splitlines()[-1] == "broken: torch"

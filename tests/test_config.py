@@ -1,0 +1,324 @@
+"""params.yaml: what loads, and that every mistake is one line which names the key."""
+
+import copy
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fvq.config import PublishedExtractor, StudyExtractor, load_parameters
+from fvq.runtime.errors import UserError
+
+WARM_UP = {"warmup": 0.1, "warmup_from": 0.005, "constant": 0.3, "final": 0.01}
+LINEAR = {**WARM_UP, "shape": "linear"}
+ROW = {
+    "label": "VQ",
+    "quantizer": "vq",
+    "codebook_size": 1024,
+    "code_dim": 32,
+    "ratio": 4,
+    "epochs": None,
+    "steps": 10,
+    "annealing": "linear",
+    "bridge": None,
+}
+BRIDGE = {"patch": None, "width": None, "depth": 2, "heads": 4, "layout": "grid"}
+GENERATOR = {"label": "LlamaGen", "tokenizer": "vq", "width": 96, "depth": 3, "heads": 4}
+CONTENT = {
+    "study": "smoke-photos",
+    "scale": "smoke",
+    "dataset": "photos",
+    "seed": 0,
+    "codebook_size": 1024,
+    "code_dim": 32,
+    "steps": 10,
+    "train_crops": 160,
+    "validation_crops": 40,
+    "flip": True,
+    "watch": "src/fvq/data/sources",
+    "prepare_data": {
+        "source": "photos",
+        "image_size": 32,
+        "train_crops": 160,
+        "validation_crops": 40,
+        "crop_side_min": 32,
+        "crop_side_max": 56,
+        "short_side_max": 512,
+    },
+    "train_extractor": {
+        "name": "photos",
+        "steps": 3,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.01,
+        "width": 16,
+        "flips": True,
+        "shift": 2,
+        "schedule": LINEAR,
+    },
+    "train_tokenizer": {
+        "batch_size": 32,
+        "learning_rate": 3e-3,
+        "betas": [0.9, 0.95],
+        "gradient_clip": 1.0,
+        "reconstruction_weight": 1.0,
+        "perceptual_weight": 0.0,
+        "perceptual_weights": None,
+        "adversarial_weight": 0.0,
+        "adversarial_start": 0,
+        "commitment_weight": 0.25,
+        "flip": True,
+        "log_every": 25,
+        "channels": 32,
+        "multipliers": {4: [1], 8: [1, 2]},
+        "residual_blocks": 1,
+        "attention": False,
+        "latent_channels": 32,
+        "pixel_shuffle": 4,
+        "schedule": WARM_UP,
+    },
+    "evaluate_tokenizer": {"lpips_weights": None, "shown_images": 40},
+    "cache_tokens": {"views": ["center", "shift_tl"]},
+    "train_generator": {
+        "epochs": None,
+        "steps": 6,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.05,
+        "betas": [0.9, 0.95],
+        "gradient_clip": 1.0,
+        "log_every": 50,
+        "class_dropout": 0.1,
+        "token_dropout": 0.1,
+        "residual_dropout": 0.1,
+        "feedforward_dropout": 0.1,
+        "feedforward_multiple_of": 32,
+        "schedule": LINEAR,
+    },
+    "sample": {
+        "count": 20,
+        "labels": "balanced",
+        "batch_size": 25,
+        "cfg_scale": 1.5,
+        "cfg_start": 0,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    },
+    "rows": {"vq": ROW, "fvq": {**ROW, "label": "FVQ", "quantizer": "fvq", "bridge": BRIDGE}},
+    "cached_rows": ["vq"],
+    "generators": {"vq": GENERATOR},
+}
+GONE = object()
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load the content above with the values at some dotted keys changed."""
+
+    def load(changes):
+        content = copy.deepcopy(CONTENT)
+        for key, value in changes.items():
+            *parents, last = key.split(".")
+            place = content
+            for parent in parents:
+                place = place[parent]
+            if value is GONE:
+                del place[last]
+            else:
+                place[last] = value
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return load_parameters(path)
+
+    return load
+
+
+def test_the_committed_parameters_load():
+    parameters = load_parameters(Path(__file__).parents[1] / "params.yaml")
+    for row in parameters.rows:
+        assert parameters.tokenizer_config(row).codebook_size == parameters.rows[row].codebook_size
+        assert parameters.schedule(row).shape == parameters.rows[row].annealing
+    for generator in parameters.generators:
+        assert parameters.generator_config(generator, classes=10).classes == 10
+
+
+def test_what_rows_and_shared_blocks_make_together(load):
+    parameters = load({"rows.fvq.ratio": 8, "rows.fvq.annealing": "cosine", "rows.fvq.code_dim": 16})
+    config = parameters.tokenizer_config("fvq")
+    assert config.grid == (4, 4)
+    assert config.architecture.multipliers == (1, 2)
+    assert config.code_dim == 16
+    assert not config.frozen
+    assert parameters.schedule("fvq").shape == "cosine"
+    assert parameters.schedule("fvq").constant == 0.3
+    generator = parameters.generator_config("vq", classes=7)
+    assert (generator.vocabulary_size, generator.grid, generator.classes) == (1024, (8, 8), 7)
+
+
+def test_either_kind_of_extractor(load):
+    assert isinstance(load({}).train_extractor, StudyExtractor)
+    published = load({"train_extractor": {"name": "inception-2015", "weights": None}})
+    assert published.train_extractor == PublishedExtractor(name="inception-2015", weights=None)
+    assert published.model_dump()["train_extractor"] == {"name": "inception-2015", "weights": None}
+
+
+def test_any_source_of_images(load):
+    digits = {"source": "digits", "image_size": 32, "validation_fraction": 0.2}
+    assert load({"prepare_data": digits}).prepare_data.source == "digits"
+    folder = {**digits, "source": "folder", "folder": "~/images"}
+    assert load({"prepare_data": folder}).prepare_data.folder == "~/images"
+
+
+WRONG = [
+    # keys
+    ({"seeed": 1}, "seeed: is no known parameter"),
+    ({"scale": GONE}, "scale: is missing"),
+    ({"train_tokenizer.batchsize": 3}, "train_tokenizer.batchsize: is no known parameter"),
+    ({"train_tokenizer.batch_size": GONE}, "train_tokenizer.batch_size: is missing"),
+    ({"rows.vq.ratio": GONE}, "rows.vq.ratio: is missing"),
+    ({"rows.fvq.bridge.dept": 3}, "rows.fvq.bridge.dept: is no known parameter"),
+    ({"train_tokenizer.schedule.shape": "linear"}, "train_tokenizer.schedule.shape: is no known parameter"),
+    (
+        {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5},
+        "a: is no known parameter; b: is no known parameter; c: is no known parameter (and 2 more)",
+    ),
+    # ranges
+    ({"train_tokenizer.batch_size": 0}, "train_tokenizer.batch_size: should be greater than or equal to 1, not 0"),
+    ({"sample.top_p": 2}, "sample.top_p: should be less than or equal to 1, not 2"),
+    ({"seed": -1}, "seed: should be greater than or equal to 0, not -1"),
+    ({"steps": 0}, "steps: should be greater than or equal to 1, not 0"),
+    ({"train_crops": 0}, "train_crops: should be greater than or equal to 1, not 0"),
+    ({"train_tokenizer.betas": [0.9, 1.5]}, "train_tokenizer.betas.1: should be less than 1, not 1.5"),
+    ({"train_tokenizer.betas": [0.9]}, "train_tokenizer.betas.1: is missing"),
+    ({"train_tokenizer.learning_rate": math.nan}, "train_tokenizer.learning_rate: should be a finite number, not nan"),
+    ({"train_extractor.learning_rate": math.inf}, "train_extractor.learning_rate: should be a finite number, not inf"),
+    (
+        {"train_generator.schedule": {**LINEAR, "warmup": math.nan}},
+        "train_generator.schedule.warmup: should be a finite number, not nan",
+    ),
+    (
+        {"train_extractor.schedule": {**LINEAR, "final": 0}},
+        "train_extractor.schedule.final: should be greater than 0, not 0",
+    ),
+    ({"rows": {}, "generators": {}, "cached_rows": []}, "rows: should have at least 1 entry, not 0"),
+    ({"cache_tokens.views": []}, "cache_tokens.views: should have at least 1 entry, not 0"),
+    ({"train_tokenizer.multipliers": {4: []}}, "train_tokenizer.multipliers.4: should have at least 1 entry, not 0"),
+    (
+        {"train_tokenizer.multipliers": {4: [1, 0]}},
+        "train_tokenizer.multipliers.4.1: should be greater than or equal to 1, not 0",
+    ),
+    # types
+    ({"train_tokenizer.batch_size": "many"}, "train_tokenizer.batch_size: should be a valid integer, not 'many'"),
+    ({"rows.vq.steps": 1.5}, "rows.vq.steps: should be a valid integer, not 1.5"),
+    ({"flip": "perhaps"}, "flip: should be a valid boolean, not 'perhaps'"),
+    ({"watch": 3}, "watch: should be a valid string, not 3"),
+    ({"rows.vq": None}, "rows.vq: should be a mapping of keys to values, not None"),
+    ({"rows": None}, "rows: should be a mapping of keys to values, not None"),
+    ({"cache_tokens.views": "center"}, "cache_tokens.views: should be a list, not 'center'"),
+    ({"train_tokenizer.multipliers": {"a": [1]}}, "train_tokenizer.multipliers.a: should be a valid integer, not 'a'"),
+    # choices
+    ({"rows.vq.quantizer": "vqq"}, "rows.vq.quantizer: should be 'vq', 'linear', 'mlp5' or 'fvq', not 'vqq'"),
+    ({"rows.fvq.bridge.layout": "gird"}, "rows.fvq.bridge.layout: should be 'grid' or 'sequence', not 'gird'"),
+    ({"sample.labels": "all"}, "sample.labels: should be 'balanced' or 'uniform', not 'all'"),
+    ({"study": "A B"}, "study: should match pattern '^[a-z0-9][a-z0-9_-]*$', not 'A B'"),
+    ({"rows.A B": ROW}, "rows.A B: should match pattern '^[a-z0-9][a-z0-9_-]*$', not 'A B'"),
+    ({"cache_tokens.views": ["middle"]}, "cache_tokens.views: there is no view middle, only center, center_flip, "),
+    ({"cache_tokens.views": ["center", "center"]}, "cache_tokens.views: names a view twice"),
+    # unions speak of the member that was meant
+    ({"prepare_data.crop_side": 8}, "prepare_data.crop_side: is no known parameter"),
+    ({"prepare_data.crop_side_max": GONE}, "prepare_data.crop_side_max: is missing"),
+    ({"prepare_data.image_size": 0}, "prepare_data.image_size: should be greater than 0, not 0"),
+    ({"prepare_data.crop_side_max": 8}, "prepare_data: crop_side_min 32 is above crop_side_max 8"),
+    (
+        {"prepare_data.source": "photo"},
+        "prepare_data.source: should be one of 'photos', 'digits', 'folder', not 'photo'",
+    ),
+    ({"prepare_data.source": GONE}, "prepare_data.source: is missing"),
+    ({"prepare_data": None}, "prepare_data: should be a mapping of keys to values, not None"),
+    ({"train_extractor.stepss": 3}, "train_extractor.stepss: is no known parameter"),
+    ({"train_extractor.steps": "x"}, "train_extractor.steps: should be a valid integer, not 'x'"),
+    ({"train_extractor.width": 12}, "train_extractor.width: should be a multiple of 8, not 12"),
+    ({"train_extractor.name": GONE}, "train_extractor.name: is missing"),
+    ({"train_extractor": None}, "train_extractor: should be a mapping of keys to values, not None"),
+    ({"train_extractor": "photos"}, "train_extractor: should be a mapping of keys to values, not 'photos'"),
+    (
+        {"train_extractor": {"name": "inception-2015", "wights": None}},
+        "train_extractor.weights: is missing; train_extractor.wights: is no known parameter",
+    ),
+    # values that do not fit each other
+    ({"rows.vq.epochs": 3}, "rows.vq: one of epochs and steps must be a number and the other null"),
+    ({"rows.vq.steps": None}, "rows.vq: one of epochs and steps must be a number and the other null"),
+    ({"train_generator.epochs": 3}, "train_generator: one of epochs and steps must be a number and the other null"),
+    ({"train_generator.steps": None}, "train_generator: one of epochs and steps must be a number and the other null"),
+    (
+        {"rows.fvq.codebook_size": 1000},
+        "rows.fvq: codebook_size 1000 is not divisible by the bridge's patch of 4 codes as a square grid; "
+        "the nearest sizes that work are 900 and 1024",
+    ),
+    ({"rows.fvq.bridge.patch": 8}, "rows.fvq: the grid layout needs a square patch (1, 4, 16, 64, …), not 8"),
+    ({"rows.fvq.bridge.heads": 5}, "rows.fvq: width 32 is not divisible by 5 heads"),
+    ({"rows.fvq.bridge": None}, "rows.fvq: bridge must not be null for quantizer fvq"),
+    ({"rows.vq.bridge": BRIDGE}, "rows.vq: bridge must be null for quantizer vq"),
+    ({"rows.vq.ratio": 16}, "rows.vq: train_tokenizer.multipliers has no entry for ratio 16"),
+    (
+        {"train_tokenizer.multipliers": {4: [1, 2]}},
+        "rows.vq: ratio is 4, and train_tokenizer's pixel_shuffle (4) and multipliers (2 levels) give 8",
+    ),
+    ({"prepare_data.image_size": 30}, "rows.vq: image_size 30 is not divisible by the ratio 4"),
+    ({"generators.vq.tokenizer": "vqq"}, "generators.vq.tokenizer: there is no row vqq"),
+    ({"generators.vq.heads": 5}, "generators.vq: width (96) must be divisible by heads (5)"),
+    ({"generators.vq.width": 104}, "generators.vq: width / heads (26) must be divisible by 4"),
+    ({"cached_rows": ["vq", "fvq"]}, "cached_rows: must name the generators' rows once each: vq"),
+    ({"cached_rows": ["vq", "vq"]}, "cached_rows: must name the generators' rows once each: vq"),
+    ({"cached_rows": []}, "cached_rows: must name the generators' rows once each: vq"),
+    ({"generators": {}}, "cached_rows: must name the generators' rows once each: none"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), WRONG, ids=[f"{number}-{next(iter(c))}" for number, (c, _) in enumerate(WRONG)]
+)
+def test_a_mistake_is_one_line_that_names_the_key(load, tmp_path, changes, message):
+    # safe_dump sorts: of several rows with the same fault the first by name is spoken of.
+    if "rows.vq: " in message and not next(iter(changes)).startswith("rows"):
+        changes = {**changes, "rows.fvq": GONE}
+    with pytest.raises(UserError) as caught:
+        load(changes)
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'params.yaml'}: {message}")
+    assert "\n" not in text
+    assert not re.search(
+        r"tuple|dictionary|instance|Extractor|PhotoCrops|\bstudy\b.*tag|[Ii]nput", text.split(": ", 1)[1]
+    )
+
+
+def test_the_published_extractor_takes_nothing_of_a_study(load):
+    """A classifier of the study's own must not get the published one's name."""
+    with pytest.raises(UserError, match=r"train_extractor\.weights: is missing; .* is no known parameter"):
+        load({"train_extractor.name": "inception-2015"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "should be a mapping of keys to values, not None"),
+        ("- 1\n- 2\n", r"should be a mapping of keys to values, not \[1, 2\]"),
+        ("a: [1,\nb: {", "not valid YAML .*line 2"),
+        ("a: \x00", "not valid YAML"),
+        ("study: \udcff", "not valid YAML"),
+    ],
+)
+def test_a_file_that_holds_no_parameters(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: {message}") as caught:
+        load_parameters(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
+        load_parameters(tmp_path / "nowhere.yaml")

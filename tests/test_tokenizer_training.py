@@ -1,0 +1,238 @@
+"""Training a tokenizer on a small table: it learns, resumes to the bit, and says what is wrong."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from test_tokenizer_model import config
+
+from fvq.data.image_table import ImageTable, to_model_range, write_image_table
+from fvq.data.records import ImageRecord
+from fvq.evaluate.pretrained import VGG16_FILE
+from fvq.runtime.errors import UserError
+from fvq.runtime.schedule import Schedule
+from fvq.tokenizer import training
+from fvq.tokenizer.training import TokenizerTraining, train_tokenizer
+
+SCHEDULE = Schedule(warmup=0.1, warmup_from=0.005, constant=0.3, final=0.01, shape="linear")
+SETTINGS = {
+    "batch_size": 8,
+    "learning_rate": 3e-3,
+    "betas": (0.9, 0.95),
+    "gradient_clip": 1.0,
+    "reconstruction_weight": 1.0,
+    "perceptual_weight": 0.0,
+    "perceptual_weights": None,
+    "adversarial_weight": 0.0,
+    "adversarial_start": 0,
+    "flip": True,
+    "log_every": 5,
+}
+
+
+def settings(**changes):
+    return TokenizerTraining(**{**SETTINGS, **changes})
+
+
+def write_table(path, side, count):
+    """Images of two plain halves, each of one of four colours."""
+    random = np.random.default_rng(0)
+    colours = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [200, 200, 200]])
+    records = []
+    for number in range(count):
+        image = np.empty((side, side, 3), np.uint8)
+        image[:, : side // 2], image[:, side // 2 :] = colours[random.integers(4, size=2)]
+        records.append(ImageRecord(image, number % 2, str(number)))
+    write_image_table(path, records, dataset="halves", classes=["a", "b"], image_size=side, split="train")
+    return ImageTable.open(path)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write_table(tmp_path_factory.mktemp("table") / "train.parquet", 16, 64)
+
+
+@pytest.fixture(scope="module")
+def larger_table(tmp_path_factory):
+    return write_table(tmp_path_factory.mktemp("table") / "larger.parquet", 32, 8)
+
+
+def error_of(tokenizer, table):
+    images = to_model_range(table.images())
+    return (tokenizer.decode(tokenizer.encode(images)) - images).square().mean().item()
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "fvq"])
+def test_training_lowers_the_reconstruction_error(table, quantizer):
+    tokenizer, history = train_tokenizer(config(quantizer), table, settings(), SCHEDULE, steps=150, seed=0)
+    assert not tokenizer.training
+    assert error_of(tokenizer, table) < 0.3 * to_model_range(table.images()).square().mean()
+    assert history[-1]["reconstruction"] < 0.5 * history[0]["reconstruction"]
+    assert [row["step"] for row in history] == list(range(5, 151, 5))
+
+
+def test_the_history(table):
+    _, history = train_tokenizer(config(), table, settings(log_every=3), SCHEDULE, epochs=1.25, seed=0)
+    assert [row["step"] for row in history] == [3, 6, 9, 10]
+    assert [row["epoch"] for row in history] == [3 / 8, 6 / 8, 9 / 8, 10 / 8]
+    # Warm-up of one step, three constant, six falling to 1 %.
+    assert history[0]["learning_rate"] == 3e-3
+    assert history[-1]["learning_rate"] == pytest.approx(3e-5)
+    for row in history:
+        assert row["loss"] == pytest.approx(row["reconstruction"] + row["codebook"] + row["commitment"], rel=1e-5)
+        assert 0 < row["usage"] <= 1
+        assert 1 <= row["perplexity"] <= 64
+    assert [row["usage_tokens"] for row in history] == [3 * 8 * 16, 3 * 8 * 16, 3 * 8 * 16, 8 * 16]
+    assert list(history[0])[:3] == ["step", "epoch", "learning_rate"]
+
+
+def test_the_flip_is_drawn_anew_for_each_image(table, monkeypatch):
+    seen = []
+    forward = training.Tokenizer.forward
+    monkeypatch.setattr(training.Tokenizer, "forward", lambda self, x: seen.append(x.clone()) or forward(self, x))
+    shown = {}
+    for flip in (False, True):
+        seen.clear()
+        train_tokenizer(config("vq"), table, settings(flip=flip), SCHEDULE, steps=8, seed=0)
+        shown[flip] = torch.cat(seen)
+    same = (shown[True] == shown[False]).flatten(1).all(1)
+    mirrored = (shown[True] == shown[False].flip(-1)).flatten(1).all(1)
+    assert torch.equal(same, ~mirrored)
+    assert 16 < mirrored.sum() < 48
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(monkeypatch, step):
+    """Let the run's step of this number fail."""
+    real = training.batch_indices
+
+    def failing(count, batch_size, index, seed):
+        if index == step:
+            raise Interrupted
+        return real(count, batch_size, index, seed)
+
+    monkeypatch.setattr(training, "batch_indices", failing)
+
+
+@pytest.mark.parametrize("quantizer", ["mlp5", "fvq"])
+def test_interrupted_equals_uninterrupted(table, tmp_path, monkeypatch, quantizer):
+    recipe = {"steps": 14, "seed": 3, "checkpoint_every": 4}
+    whole, whole_history = train_tokenizer(config(quantizer), table, settings(), SCHEDULE, **recipe)
+    for stop in (2, 7, 13):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            interrupt_at(patch, stop)
+            train_tokenizer(config(quantizer), table, settings(), SCHEDULE, **recipe, checkpoint_folder=tmp_path)
+    torch.rand(3)
+    resumed, history = train_tokenizer(
+        config(quantizer), table, settings(), SCHEDULE, **recipe, checkpoint_folder=tmp_path
+    )
+    assert history == whole_history
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
+
+
+def test_interrupted_equals_uninterrupted_with_the_adversary(larger_table, tmp_path, monkeypatch):
+    with_adversary = settings(batch_size=2, adversarial_weight=0.1, adversarial_start=2, log_every=2)
+    arguments = (config("vq", image_size=32), larger_table, with_adversary, SCHEDULE)
+    recipe = {"steps": 6, "seed": 0, "checkpoint_every": 2}
+    whole, whole_history = train_tokenizer(*arguments, **recipe)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_at(patch, 5)
+        train_tokenizer(*arguments, **recipe, checkpoint_folder=tmp_path)
+    assert (tmp_path / "step-00000004.pt").is_file()
+    resumed, history = train_tokenizer(*arguments, **recipe, checkpoint_folder=tmp_path)
+    assert history == whole_history
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in resumed.state_dict().items())
+    # The discriminator begins at its step; hinge losses of an untrained one are about 1.
+    assert "discriminator" not in whole_history[0]
+    assert 0.5 < whole_history[1]["discriminator"] < 2
+    row = whole_history[-1]
+    terms = row["reconstruction"] + row["codebook"] + row["commitment"] + row["adversarial"]
+    assert row["loss"] == pytest.approx(terms, rel=1e-5)
+
+
+def test_the_adversary_changes_the_tokenizer(larger_table):
+    def train(weight):
+        chosen = settings(batch_size=2, adversarial_weight=weight)
+        return train_tokenizer(config("vq", image_size=32), larger_table, chosen, SCHEDULE, steps=2, seed=0)[0]
+
+    without, with_adversary = train(0.0), train(0.5)
+    assert not torch.equal(without.decoder.conv_out.weight, with_adversary.decoder.conv_out.weight)
+
+
+def test_images_too_small_for_the_discriminator(table):
+    with pytest.raises(UserError, match=r"train_tokenizer\.adversarial_weight: .* at least 24 pixels, not 16"):
+        train_tokenizer(config("vq"), table, settings(adversarial_weight=0.1), SCHEDULE, steps=1, seed=0)
+
+
+def test_missing_perceptual_weights_name_the_parameter(table, tmp_path, monkeypatch):
+    monkeypatch.delenv("FVQ_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        train_tokenizer(config("vq"), table, settings(perceptual_weight=1.0), SCHEDULE, steps=1, seed=0)
+    text = str(caught.value)
+    assert text.startswith(f"train_tokenizer.perceptual_weights: {VGG16_FILE.name} ")
+    assert "\n" not in text
+    given = settings(perceptual_weight=1.0, perceptual_weights=str(tmp_path / "vgg.pth"))
+    with pytest.raises(UserError, match=r"^train_tokenizer\.perceptual_weights: .*vgg\.pth: no such file$"):
+        train_tokenizer(config("vq"), table, given, SCHEDULE, steps=1, seed=0)
+
+
+def test_the_perceptual_term_is_weighted(table, monkeypatch):
+    class Blur(torch.nn.Module):
+        def forward(self, a, b):
+            return (a.mean((1, 2, 3), keepdim=True) - b.mean((1, 2, 3), keepdim=True)).square()
+
+    monkeypatch.setattr(training, "find_pretrained", lambda *_: "somewhere")
+    monkeypatch.setattr(training, "load_lpips_network", lambda trunk, path: Blur())
+    rows = {}
+    for weight in (0.0, 1.0, 2.0):
+        weighted = settings(perceptual_weight=weight)
+        rows[weight] = train_tokenizer(config("vq"), table, weighted, SCHEDULE, steps=1, seed=0)[1][0]
+    assert "perceptual" not in rows[0.0]
+    assert rows[1.0]["perceptual"] > 0
+    assert rows[2.0]["perceptual"] == pytest.approx(2 * rows[1.0]["perceptual"])
+    assert rows[1.0]["loss"] == pytest.approx(rows[0.0]["loss"] + rows[1.0]["perceptual"])
+
+
+def test_images_of_another_size(table):
+    with pytest.raises(UserError, match=r"train\.parquet: holds images of 16 pixels, not 32"):
+        train_tokenizer(config(image_size=32), table, settings(), SCHEDULE, steps=1, seed=0)
+
+
+def test_fewer_images_than_a_batch(table):
+    with pytest.raises(UserError, match="batch_size: 65 samples are asked for at once, and there are 64"):
+        train_tokenizer(config(), table, settings(batch_size=65), SCHEDULE, steps=1, seed=0)
+
+
+def test_a_training_that_diverges_is_one_line(table):
+    constant = Schedule(warmup=0, warmup_from=1, constant=1, final=1, shape="none")
+    wild = settings(learning_rate=1e30, gradient_clip=1e30, log_every=100)
+    with pytest.raises(UserError, match=r"^training the tokenizer: .* at step \d+; a smaller learning rate may help$"):
+        train_tokenizer(config("vq"), table, wild, constant, steps=20, seed=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 0},
+        {"learning_rate": 0},
+        {"learning_rate": math.nan},
+        {"betas": (0.9, 1.0)},
+        {"gradient_clip": 0},
+        {"adversarial_weight": -1},
+        {"beta": 1},
+    ],
+)
+def test_settings_out_of_range(changes):
+    with pytest.raises(ValidationError):
+        settings(**changes)
+
+
+def test_the_configuration_survives_json():
+    assert type(config()).model_validate(json.loads(json.dumps(config().model_dump(mode="json")))) == config()
