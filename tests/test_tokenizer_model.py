@@ -205,7 +205,7 @@ def test_other_files_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.safetensors: not a readable safetensors file"):
         Tokenizer.load(path)
     save_weights(path, {"a": torch.zeros(1)}, kind="extractor", config={})
-    with pytest.raises(UserError, match=r"tokenizer\.safetensors: holds a extractor, not a tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.safetensors: holds an extractor, not a tokenizer"):
         Tokenizer.load(path)
     with pytest.raises(UserError, match=r"nowhere\.safetensors: no such file"):
         Tokenizer.load(tmp_path / "nowhere.safetensors")

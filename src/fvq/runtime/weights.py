@@ -49,5 +49,9 @@ def load_weights(path: Path | str, *, kind: Kind) -> tuple[dict[str, Tensor], di
     if not isinstance(metadata, dict) or "kind" not in metadata or "config" not in metadata:
         raise UserError(f"{path}: holds no fvq configuration")
     if metadata["kind"] != kind:
-        raise UserError(f"{path}: holds a {metadata['kind']}, not a {kind}")
+        raise UserError(f"{path}: holds {_with_article(metadata['kind'])}, not {_with_article(kind)}")
     return tensors, metadata["config"]
+
+
+def _with_article(kind: str) -> str:
+    return f"an {kind}" if kind == "extractor" else f"a {kind}"
