@@ -13,7 +13,7 @@ from fvq.evaluate.classifier import ImageClassifier, ImageClassifierConfig
 from fvq.evaluate.classifier_training import ExtractorTraining, augment, train_extractor
 from fvq.evaluate.extractor import extract
 from fvq.evaluate.images import in_batches
-from fvq.evaluate.inception import load_inception
+from fvq.evaluate.inception import load_inception, save_reference
 from fvq.evaluate.load import load_extractor
 from fvq.evaluate.pretrained import PretrainedFile
 from fvq.runtime.errors import UserError
@@ -143,7 +143,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     classifier = small_classifier()
     assert classifier.weights_sha256 == "not saved"
     classifier.save(path)
-    loaded = load_extractor("photos", path)
+    loaded = load_extractor(path)
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for ours, theirs in zip(
         classifier.features_and_posteriors(images), loaded.features_and_posteriors(images), strict=True
@@ -151,8 +151,6 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
         assert torch.equal(ours, theirs)
     assert loaded.name == "photos"
     assert loaded.weights_sha256 == classifier.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(UserError, match="holds the extractor photos, not digits"):
-        load_extractor("digits", path)
 
 
 def test_files_that_hold_no_classifier_are_refused(tmp_path):
@@ -161,12 +159,10 @@ def test_files_that_hold_no_classifier_are_refused(tmp_path):
     config = classifier.config.model_dump()
     save_weights(path, classifier.state_dict(), kind="extractor", config=config | {"width": 16})
     with pytest.raises(UserError, match=r"extractor.safetensors: the tensors do not fit"):
-        load_extractor("photos", path)
+        load_extractor(path)
     save_weights(path, classifier.state_dict(), kind="extractor", config=config | {"depth": 16})
     with pytest.raises(UserError, match=r"extractor.safetensors: depth: is no known parameter"):
-        load_extractor("photos", path)
-    with pytest.raises(UserError, match=r"evaluate\.extractor_weights"):
-        load_extractor("photos", None)
+        load_extractor(path)
 
 
 def test_a_classifier_cannot_pass_for_inception():
@@ -219,7 +215,7 @@ def test_inception_without_its_weights_says_what_to_put_where(tmp_path, monkeypa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("FVQ_WEIGHTS", raising=False)
     with pytest.raises(UserError) as missing:
-        load_extractor("inception-2015", None)
+        load_inception()
     message = str(missing.value)
     assert "\n" not in message
     for part in (
@@ -227,7 +223,7 @@ def test_inception_without_its_weights_says_what_to_put_where(tmp_path, monkeypa
         "95,628,359",
         "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         "$TORCH_HOME/hub/checkpoints",
-        "evaluate.extractor_weights",
+        "train_extractor.weights",
     ):
         assert part in message
 
@@ -235,6 +231,22 @@ def test_inception_without_its_weights_says_what_to_put_where(tmp_path, monkeypa
     wrong.parent.mkdir(parents=True)
     wrong.write_bytes(b"half a download")
     with pytest.raises(UserError, match=r"6726825d\.pth: SHA-256 is "):
-        load_extractor("inception-2015", None)
+        load_inception()
     with pytest.raises(UserError, match="holds no weights of this network"):
         load_inception(wrong, file=PretrainedFile(wrong.name, hashlib.sha256(wrong.read_bytes()).hexdigest(), 15))
+
+
+def test_a_reference_to_published_weights_is_followed_and_checked(tmp_path, monkeypatch):
+    published = tmp_path / "weights.pth"
+    published.write_bytes(b"not the published bytes")
+
+    class Network:
+        name, path, weights_sha256 = "inception-2015", published, "0" * 64
+
+    reference = tmp_path / "extractor.safetensors"
+    save_reference(Network(), reference)
+    with pytest.raises(UserError, match=r"weights\.pth: SHA-256 is"):
+        load_extractor(reference)
+    published.unlink()
+    with pytest.raises(UserError, match=r"train_extractor\.weights: .*weights\.pth: no such file"):
+        load_extractor(reference)

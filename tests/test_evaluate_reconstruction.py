@@ -116,7 +116,7 @@ def test_lpips_finds_its_weights_or_says_that_they_are_absent(random_trunk, monk
     assert load_lpips_alex(file=file) is not None
     with pytest.raises(UserError, match=r"SHA-256 is .* begins with 7be5be79"):
         load_lpips_alex()
-    with pytest.raises(UserError, match=r"evaluate\.lpips_weights: .*nowhere\.pth: no such file"):
+    with pytest.raises(UserError, match=r"evaluate_tokenizer\.lpips_weights: .*nowhere\.pth: no such file"):
         load_lpips_alex(tmp_path / "nowhere.pth")
 
 
@@ -124,5 +124,5 @@ def test_lpips_refuses_weights_of_something_else(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"layer": torch.zeros(2)}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(UserError, match="holds no weights of AlexNet"):
+    with pytest.raises(UserError, match="holds no weights of the LPIPS trunk alex"):
         load_lpips_alex(path, file=PretrainedFile("other.pth", digest, path.stat().st_size))

@@ -52,34 +52,35 @@ def run_steps(
     """
     history: History = []
     sums: dict[str, float | Tensor] = {}
+    counts: dict[str, int] = {}  # a term may start in the middle of a window
     first = 0
     checkpoints = CheckpointFolder(checkpoint_folder) if checkpoint_folder else None
     if checkpoints and (found := checkpoints.latest()):
         first, saved = found
         for name, part in state.items():
             part.load_state_dict(saved["state"][name])
-        history, sums = saved["history"], saved["sums"]
+        history, sums, counts = saved["history"], saved["sums"], saved["counts"]
     with track(description, total_steps, first) as advance:
         for index in range(first, total_steps):
             seed_all(seed, "step", index)
             for name, value in step(index).items():
                 detached = value.detach() if isinstance(value, Tensor) else value
                 sums[name] = sums[name] + detached if name in sums else detached
+                counts[name] = counts.get(name, 0) + 1
             done = index + 1
             advance(1)
             if done % log_every == 0 or done == total_steps:
-                window = done - (int(history[-1]["step"]) if history else 0)
-                means = {name: float(total) / window for name, total in sums.items()}
+                means = {name: float(total) / counts[name] for name, total in sums.items()}
                 for name, mean in means.items():
                     if not math.isfinite(mean):
                         raise UserError(
                             f"{description}: {name} is {mean} at step {done}; a smaller learning rate may help"
                         )
                 history.append({"step": done, **means, **(summarize() if summarize else {})})
-                sums = {}
+                sums, counts = {}, {}
             if checkpoints and done % checkpoint_every == 0 and done < total_steps:
                 parts = {name: part.state_dict() for name, part in state.items()}
-                checkpoints.save(done, {"state": parts, "history": history, "sums": sums})
+                checkpoints.save(done, {"state": parts, "history": history, "sums": sums, "counts": counts})
     return history
 
 
