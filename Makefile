@@ -18,7 +18,8 @@ setup: .venv/installed
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { echo 'fvq: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/installer.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/fvq.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode \
+	  -r requirements/fvq.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline -e .
 	@touch $@
 

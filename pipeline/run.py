@@ -30,7 +30,7 @@ class Run:
         self.outputs: list[Path] = []
         self.checkpoint_every = int(os.environ.get("FVQ_CHECKPOINT_EVERY", "200"))
         self._stopwatch = Stopwatch()
-        use_cores()
+        use_cores(parameters.threads)
 
     @property
     def name(self) -> str:

@@ -31,6 +31,7 @@ CONTENT = {
     "scale": "smoke",
     "dataset": "photos",
     "seed": 0,
+    "threads": 1,
     "codebook_size": 1024,
     "code_dim": 32,
     "steps": 10,

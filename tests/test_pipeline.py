@@ -85,8 +85,7 @@ class TestFinished:
 
     def test_snakemake_makes_the_same(self, unfinished: Project, finished: Project, tmp_path: Path) -> None:
         project = unfinished.clone(tmp_path / "by snakemake")
-        cores = project.environment.get("OMP_NUM_THREADS", "2")  # sums depend on the number of threads
-        project.run("snakemake", f"-c{cores}", "--quiet")
+        project.run("snakemake", "-c2", "--quiet")
         assert outputs(project) == outputs(finished)
         assert project.would_run() == []
         assert "up to date" in project.run("dvc", "status").stdout

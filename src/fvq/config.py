@@ -163,6 +163,7 @@ class Parameters(_Parameters):
     scale: Name = Field(description="the group of conf/scale that composed these parameters")
     dataset: Name = Field(description="the group of conf/dataset")
     seed: int = Field(ge=0, description="of everything that is drawn")
+    threads: int = Field(ge=1, description="CPU threads of a stage, at most the cores it was given; sums depend on it")
     codebook_size: int = Field(ge=2, description="of the rows that do not fix their own")
     code_dim: int = Field(ge=1, description="of the rows that do not fix their own")
     steps: int | None = Field(ge=1, description="of the rows that do not fix their own")

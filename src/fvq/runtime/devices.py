@@ -10,13 +10,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_cores() -> int:
-    """Let torch use the cores that ``OMP_NUM_THREADS`` names, at most those available, and return their number.
+def use_cores(most: int | None = None) -> int:
+    """Let torch use the cores that ``OMP_NUM_THREADS`` names, at most those available and ``most``; their number.
 
     More threads than cores make processes wait for each other: two by two on two cores run up to fifty times slower.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     cores = max(1, min(int(wanted) if wanted.isdecimal() else available_cores(), available_cores()))
+    cores = min(cores, most or cores)
     torch.set_num_threads(cores)
     return cores
 
