@@ -73,6 +73,7 @@ def outcome_in_words(claims: Sequence[Claim]) -> str:
     parts = [
         "1 holds" if verdicts["holds"] == 1 else f"{verdicts['holds']} hold",
         "1 does not" if verdicts["does not hold"] == 1 else f"{verdicts['does not hold']} do not",
+        *([f"{verdicts['too close to call']} too close to call"] if verdicts["too close to call"] else []),
         *([f"{verdicts['not measured here']} cannot be told here"] if verdicts["not measured here"] else []),
     ]
     return f"Of {len(claims)} claims, {', '.join(parts)}."

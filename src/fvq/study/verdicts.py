@@ -10,7 +10,12 @@ from fvq.study.results import GeneratorRow, Study, TokenizerRow
 from fvq.study.tables import usage_cell
 from fvq.study.text import significant
 
-Verdict = Literal["holds", "does not hold", "not measured here"]
+Verdict = Literal["holds", "does not hold", "too close to call", "not measured here"]
+
+# One training differs from the next by its seed alone: by up to this share in trials of the default study
+# (docs/experiments.md). Smaller differences between two rows decide nothing.
+_SPREAD = {"mse": 0.05, "rfid": 0.03, "fid": 0.03}
+_SPREAD_OF_OWN_FEATURES = 0.25
 
 # Rows that differ in anything else than the quantizer or annealing are not compared.
 _SAME = ("codebook_size", "code_dim", "ratio", "epochs", "steps")
@@ -55,12 +60,24 @@ def _group(study: Study, fvq: TokenizerRow) -> dict[str, TokenizerRow]:
     return {quantizer: found[quantizer] for quantizer in _ORDER if quantizer in found}
 
 
-def _verdict(outcomes: Iterable[bool]) -> Verdict:
-    """Every single comparison has to come out, and there has to be one."""
+def _verdict(outcomes: Iterable[bool | None]) -> Verdict:
+    """Every single comparison has to come out, and there has to be one; None is one that decides nothing."""
     known = list(outcomes)
     if not known:
         return "not measured here"
-    return "holds" if all(known) else "does not hold"
+    if False in known:
+        return "does not hold"
+    return "too close to call" if None in known else "holds"
+
+
+def _spread(figure: str) -> float:
+    return _SPREAD.get(figure, _SPREAD_OF_OWN_FEATURES)
+
+
+def _below(value: float, other: float, figure: str) -> bool | None:
+    """Whether ``value`` is below ``other``; None where they are closer than two seeds of one row may be."""
+    close = abs(value - other) <= _spread(figure) * max(value, other)
+    return None if close else value < other
 
 
 def _usage(row: TokenizerRow) -> str:
@@ -122,7 +139,7 @@ def _lowest(groups: Sequence[dict[str, TokenizerRow]], figure: str, paper: str) 
     for group in groups:
         others = [row for quantizer, row in group.items() if quantizer != "fvq"]
         if others:
-            outcomes.append(all(group["fvq"].figures[figure] < row.figures[figure] for row in others))
+            outcomes += [_below(group["fvq"].figures[figure], row.figures[figure], figure) for row in others]
             ordered = sorted(group.values(), key=lambda row: row.figures[figure])
             nearest = min(others, key=lambda row: row.figures[figure])
             change = _change(group["fvq"], nearest, figure)
@@ -133,7 +150,7 @@ def _lowest(groups: Sequence[dict[str, TokenizerRow]], figure: str, paper: str) 
         title=f"FVQ has the lowest {_in_words(figure)}",
         paper=paper,
         rule=f"Annealed rows of one codebook size, channel count, ratio and length: the VQBridge row's {figure} on the "
-        "validation images is below every other row's.",
+        f"validation images is below every other row's; differences up to {_spread(figure):.0%} decide nothing.",
         verdict=_verdict(outcomes),
         numbers=tuple(numbers),
     )
@@ -145,12 +162,13 @@ def _annealing(study: Study, groups: Sequence[dict[str, TokenizerRow]], figure: 
         fvq = group["fvq"]
         for row in study.rows:
             if row.settings["quantizer"] == "fvq" and not row.annealed and _comparable(row, fvq):
-                outcomes.append(fvq.figures[figure] < row.figures[figure])
+                outcomes.append(_below(fvq.figures[figure], row.figures[figure], figure))
                 numbers.append(f"{figure}: {_figures([fvq, row], figure)} ({_change(fvq, row, figure)})")
     return Claim(
         title=f"Annealing lowers FVQ's {_in_words(figure)}",
         paper=paper,
-        rule=f"The VQBridge row with annealing has a lower validation {figure} than the same row without.",
+        rule=f"The VQBridge row with annealing has a lower validation {figure} than the same row without; differences "
+        f"up to {_spread(figure):.0%} decide nothing.",
         verdict=_verdict(outcomes),
         numbers=tuple(numbers),
     )
@@ -171,7 +189,7 @@ def _generators(study: Study) -> Claim:
     for one, other in combinations(study.generators, 2):
         better, worse = sorted((one, other), key=lambda row: _rfd(study, row))
         if one.settings == other.settings and _rfd(study, better) != _rfd(study, worse):
-            outcomes.append(better.figures[study.fd] < worse.figures[study.fd])
+            outcomes.append(_below(better.figures[study.fd], worse.figures[study.fd], study.fd))
             numbers.append(
                 "; ".join(
                     f"{row.label}: {study.rfd} {significant(_rfd(study, row))}, {study.fd} "
@@ -184,7 +202,7 @@ def _generators(study: Study) -> Claim:
         paper=f"Table 2: LlamaGen-L goes from FID {_paper_cell('table_2', 'llamagen_l', 'fid')} to "
         f"{_paper_cell('table_2', 'fvq_l', 'fid')} with FVQ's tokenizer (and another training recipe).",
         rule=f"Of every two rows with equal generator settings, the one whose tokenizer has the lower {study.rfd} has "
-        f"the lower {study.fd}.",
+        f"the lower {study.fd}; differences up to {_spread(study.fd):.0%} decide nothing.",
         verdict=_verdict(outcomes),
         numbers=tuple(numbers),
     )
