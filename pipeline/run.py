@@ -93,6 +93,7 @@ class Run:
             outputs=self.outputs,
             seed=self.seed,
             stopwatch=self._stopwatch,
+            generated=("dvc.lock", "reports"),
         )
         if "resume_folder" in self.__dict__:
             shutil.rmtree(self.resume_folder, ignore_errors=True)

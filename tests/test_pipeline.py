@@ -223,7 +223,7 @@ class TestBadInput:
         assert "rows.fvq" in by_dvc.stderr
         assert digest(weights) == before
         by_snakemake = copy.run("snakemake", "-c1", code=None)
-        assert error_line(by_snakemake) == error_line(failed)
+        assert error_line(failed) in by_snakemake.stderr.splitlines()
         assert digest(weights) == before
         copy.run("git", "checkout", "params.yaml")
         assert copy.would_run() == []

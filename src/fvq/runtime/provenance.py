@@ -49,9 +49,13 @@ def write_provenance(
     outputs: Iterable[Path | str],
     seed: int,
     stopwatch: Stopwatch,
+    generated: Iterable[str] = (),
 ) -> None:
-    """Write the record of a finished stage beside its outputs."""
-    commit, dirty = git_state()
+    """Write the record of a finished stage beside its outputs.
+
+    ``generated`` names tracked files and folders that runs themselves rewrite: they do not make the tree dirty.
+    """
+    commit, dirty = git_state(generated)
     write_json(
         path,
         {
@@ -72,8 +76,11 @@ def write_provenance(
     )
 
 
-def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it) of the working folder; (None, None) outside a repository."""
+def git_state(generated: Iterable[str] = ()) -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files but ``generated`` differ from it) of the working folder.
+
+    (None, None) outside a repository.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -81,7 +88,8 @@ def git_state() -> tuple[str | None, bool | None]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        others = [f":(exclude){path}" for path in generated]
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", *others))
     except (OSError, subprocess.SubprocessError):
         return None, None
 
