@@ -35,9 +35,11 @@ test: setup lint
 test-slow: setup
 	pytest -m slow
 
-# make bench   the benchmarks, on an idle machine
+# make bench   the benchmarks, on an idle machine; their ratios as one table
 bench: setup
-	pytest benchmarks --benchmark-enable --benchmark-only
+	@mkdir -p .benchmarks
+	pytest benchmarks --benchmark-enable --benchmark-quiet --benchmark-json=.benchmarks/results.json
+	@python benchmarks/table.py .benchmarks/results.json
 
 # make lint    formatting, types, and whether the committed parameters and dvc.lock belong to this code
 lint: setup

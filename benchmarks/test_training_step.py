@@ -1,28 +1,26 @@
-"""A training step of the default study's tokenizers, row by row: what the projectors cost."""
+"""Training steps of quantizers beside the dense form and other libraries, whose gradients must be the same."""
 
 import pytest
 import torch
+from cases import Case
+from measuring import in_turns, measure
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch.nn import functional as F
-
-from fvq.config import load_parameters
-from fvq.tokenizer import Tokenizer
+from step_cases import DENSE, FVQ, VQ, Build, agree, step_cases
 
 
-@pytest.mark.parametrize("row", ["vq", "linear", "mlp5", "fvq"])
-def test_training_step(benchmark: BenchmarkFixture, row: str) -> None:
-    """Forward, backward and Adam on a batch of 32 images; plain VQ is the rival."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(load_parameters().tokenizer_config(row)).train()
-    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=1e-3, fused=True)
-    size = tokenizer.config.image_size
-    images = torch.rand(32, 3, size, size) * 2 - 1
+@pytest.mark.parametrize("rivals", [VQ, FVQ], ids=["vq", "fvq"])
+def test_gradients(rivals: dict[str, Build]) -> None:
+    """The quantizer's loss and gradients are bit by bit those of the dense form, and the libraries' to rounding."""
+    results = {name: build(64, 1024, "cpu")() for name, build in rivals.items()}
+    expected, dense = next(iter(results.values())), results[DENSE]
+    assert expected.keys() == dense.keys() >= {"indices", "loss", "z", "codebook"}
+    for name, value in dense.items():
+        torch.testing.assert_close(expected[name], value, rtol=0, atol=0, msg=name)
+    for result in results.values():
+        agree(result, expected)
 
-    def step() -> None:
-        reconstruction, quantized = tokenizer(images)
-        optimizer.zero_grad()
-        torch.autograd.backward(F.mse_loss(reconstruction, images) + quantized.loss)
-        optimizer.step()
 
-    benchmark.group = "training step of the default study"
-    benchmark.pedantic(step, rounds=30, warmup_rounds=3)
+@in_turns(step_cases)
+def test_step(benchmark: BenchmarkFixture, device: str, case: Case, turn: int, rival: str) -> None:
+    """One rival's turn."""
+    measure(benchmark, device, case, turn, rival)

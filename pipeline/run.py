@@ -77,9 +77,14 @@ class Run:
         chosen = {"study": self.parameters.study, "seed": self.seed}
         if self.stage in everything:
             chosen[self.stage] = everything[self.stage]
+        rows = [self.row]
+        if self.stage == "small_experiments":
+            chosen["train_tokenizer"] = everything["train_tokenizer"]
+            rows = [self.parameters.small_experiments.sizes_row]
+        if self.stage == "map_codes":
+            rows = list(everything["rows"])
         for group in ("rows", "generators"):
-            if self.row in everything[group]:
-                chosen[f"{group}.{self.row}"] = everything[group][self.row]
+            chosen |= {f"{group}.{row}": everything[group][row] for row in rows if row in everything[group]}
         return chosen
 
     def finish(self) -> None:

@@ -24,7 +24,7 @@ ROW = {
     "annealing": "linear",
     "bridge": None,
 }
-BRIDGE = {"patch": None, "width": None, "depth": 2, "heads": 4, "layout": "grid"}
+BRIDGE = {"patch": None, "width": None, "depth": 2, "heads": 4, "layout": "grid", "block": "vit"}
 GENERATOR = {"label": "LlamaGen", "tokenizer": "vq", "width": 96, "depth": 3, "heads": 4}
 CONTENT = {
     "study": "smoke-photos",
@@ -72,6 +72,7 @@ CONTENT = {
         "commitment_weight": 0.25,
         "flip": True,
         "log_every": 25,
+        "probe_images": 4,
         "channels": 32,
         "multipliers": {4: [1], 8: [1, 2]},
         "residual_blocks": 1,
@@ -80,6 +81,16 @@ CONTENT = {
         "pixel_shuffle": 4,
         "schedule": WARM_UP,
     },
+    "small_experiments": {
+        "toy_codebook_size": 16,
+        "toy_steps": 5,
+        "toy_learning_rate": 0.05,
+        "toy_runs": [{"label": "VQ", "quantizer": "vq", "options": {"codebook_weight": 17}}],
+        "sizes_row": "fvq",
+        "sizes": [16, 64],
+        "sizes_steps": 5,
+    },
+    "map_codes": {"features": 40, "codes": 40},
     "evaluate_tokenizer": {"lpips_weights": None, "shown_images": 40},
     "cache_tokens": {"views": ["center", "shift_tl"]},
     "train_generator": {
@@ -221,7 +232,11 @@ WRONG = [
     ({"cache_tokens.views": "center"}, "cache_tokens.views: should be a list, not 'center'"),
     ({"train_tokenizer.multipliers": {"a": [1]}}, "train_tokenizer.multipliers.a: should be a valid integer, not 'a'"),
     # choices
-    ({"rows.vq.quantizer": "vqq"}, "rows.vq.quantizer: should be 'vq', 'linear', 'mlp5' or 'fvq', not 'vqq'"),
+    (
+        {"rows.vq.quantizer": "vqq"},
+        "rows.vq.quantizer: should be 'vq', 'vq-ema', 'vq-l2', 'linear', 'simvq', 'mlp5', 'fvq', 'cvq', 'ibq', 'lfq' "
+        "or 'fsq', not 'vqq'",
+    ),
     ({"rows.fvq.bridge.layout": "gird"}, "rows.fvq.bridge.layout: should be 'grid' or 'sequence', not 'gird'"),
     ({"sample.labels": "all"}, "sample.labels: should be 'balanced' or 'uniform', not 'all'"),
     ({"study": "A B"}, "study: should match pattern '^[a-z0-9][a-z0-9_-]*$', not 'A B'"),
@@ -262,6 +277,8 @@ WRONG = [
     ({"rows.fvq.bridge.patch": 8}, "rows.fvq: the grid layout needs a square patch (1, 4, 16, 64, …), not 8"),
     ({"rows.fvq.bridge.heads": 5}, "rows.fvq: width 32 is not divisible by 5 heads"),
     ({"rows.fvq.bridge": None}, "rows.fvq: bridge must not be null for quantizer fvq"),
+    ({"small_experiments.sizes_row": "vq"}, "small_experiments.sizes_row: vq is no row of the quantizer fvq"),
+    ({"rows.vq.options": {"depth": 3}}, "rows.vq: quantizer 'vq' has no option depth; its options are commitment_w"),
     ({"rows.vq.bridge": BRIDGE}, "rows.vq: bridge must be null for quantizer vq"),
     ({"rows.vq.ratio": 16}, "rows.vq: train_tokenizer.multipliers has no entry for ratio 16"),
     (

@@ -110,7 +110,7 @@ def test_refusals(extractor):
         evaluate_reconstructions(images, images / 255, indices, 4, extractor, **arguments)
     with pytest.raises(UserError, match="have the shape"):
         evaluate_reconstructions(images, images[:7], indices, 4, extractor, **arguments)
-    with pytest.raises(UserError, match="codebook_size"):
+    with pytest.raises(ValueError, match="indices must lie in 0 to 3, and 4 to 4 do not"):
         evaluate_reconstructions(images, images, indices + 4, 4, extractor, **arguments)
     with pytest.raises(UserError, match="samples: at least 2"):
         evaluate_samples(images[:1], images, extractor, **arguments)

@@ -53,13 +53,13 @@ def parameters(**changes):
 # row: codes used, mse, rfd
 TOKENIZERS = {
     "vq": (25, 0.01212345, 41.26781),
-    "linear": (133, 0.0080123, 38.51234),
-    "mlp5": (999, 0.0077654, 36.77123),
+    "linear": (133, 0.0080123, 39.51234),
+    "mlp5": (999, 0.0077654, 38.77123),
     "fvq": (1024, 0.0071111, 25.04567),
-    "fvq_no_annealing": (1024, 0.0079222, 37.49876),
+    "fvq_no_annealing": (1024, 0.0079222, 40.49876),
 }
 # generator: fd, score, precision, recall
-GENERATORS = {"vq": (90.123456, 2.5012, 0.311, 0.122), "fvq_l": (61.654321, 3.4567, 0.455, 0.288)}
+GENERATORS = {"vq": (95.123456, 2.5012, 0.311, 0.122), "fvq_l": (61.654321, 3.4567, 0.455, 0.288)}
 
 PROTOCOL = {
     "protocol_extractor": "photos",
@@ -70,6 +70,11 @@ PROTOCOL = {
     "protocol_images": "4000",
     "protocol_seed": "7",
 }
+
+# quantization loss in the end, by codebook size
+SIZES = {64: 0.03, 256: 0.02, 1024: 0.0125}
+# experiment: how far its path bends, code's distance at the start
+EXPERIMENTS = {"plain VQ": (0.6, 0.5), "plain VQ with a faster codebook": (0.02, 0.2), "VQBridge <&": (0.01, 0.1)}
 
 
 def tokenizer_metrics(row):
@@ -131,6 +136,93 @@ def provenance(path, stage, row, seconds):
     write_json(path / "provenance.json", record)
 
 
+def history(row, position, watched=True):
+    """Lines of a training's history; ``watched`` as the stage writes it for a codebook that learns by gradients."""
+    codes, mse, _ = TOKENIZERS[row]
+    lines = []
+    for step in range(50, 1001, 50):
+        rise = 1 - np.exp(-step / (100 + 30 * position))
+        usage = codes / 1024 * rise
+        line = {"step": step, "epoch": step / 250, "learning_rate": 1e-3, "loss": 0.1}
+        line |= {"reconstruction": mse * (1 + 300 / step)}
+        line |= {"usage": usage, "usage_tokens": 102400, "perplexity": codes * 0.5}
+        if watched:
+            size = 1 if row == "fvq_no_annealing" else min(1, (1050 - step) / 700)
+            line |= {"sliding_usage": 0.9 * usage, "sliding_usage_tokens": 65536}
+            line |= {"code_displacement": 0.002 * size, "code_displacement_max": 0.03 * size}
+            line |= {"feature_displacement": 0.01 * size, "feature_displacement_max": 0.05 * size}
+            line |= {"margin_median": 0.1, "within_margin_share": 0.3 * size, "within_joint_margin_share": 0.4 * size}
+            line |= {"switched_share": 0.2 * size, "switched_share_same_codebook": 0.1 * size}
+            line |= {"switched_outside_margin_share": 0.04 * size, "bound_violations": 0.0, "center_shift": 0.01 * size}
+        lines.append(line)
+    return lines
+
+
+def write_lines(path, lines):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def write_table(path, format_name, columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    description = json.dumps({"format": format_name, "version": 1})
+    pq.write_table(pa.table(columns).replace_schema_metadata({"fvq": description}), path)
+
+
+def trajectories():
+    """Columns of the toy's paths, and their figures."""
+    lines, figures = [], {}
+    for position, (name, (bend, distance)) in enumerate(EXPERIMENTS.items()):
+        for step, share in enumerate(np.linspace(0, 1, 21).tolist()):
+            x, y = -0.8 + share, 0.3 * share + bend * np.sin(np.pi * share)
+            lag = distance * (1 - share)
+            lines.append((name, step, x, y, x + lag, y - lag, 0.2, 0.3, position))
+        figures[name] = {"path_ratio": 1 + bend, "turning_net": 400 * bend, "distance_first": 0.7 * distance}
+        figures[name] |= {"turning": 500 * bend, "distance_last": 0.0, "code_switches": 0.0}
+    names = ("experiment", "step", "z_e_x", "z_e_y", "z_q_x", "z_q_y", "target_x", "target_y", "index")
+    return dict(zip(names, zip(*lines, strict=True), strict=True)), figures
+
+
+def code_maps():
+    """Columns of the map of codes, and its figures; the MLP has none."""
+    random = np.random.default_rng(0)
+    columns, figures = {name: [] for name in ("row", "kind", "x", "y", "used")}, {}
+    for row, (codes, _, _) in TOKENIZERS.items():
+        if row == "mlp5":
+            continue
+        points = random.normal(scale=9, size=(150, 2))
+        columns["row"] += [row] * 150
+        columns["kind"] += ["feature"] * 90 + ["code"] * 60
+        columns["x"] += points[:, 0].tolist()
+        columns["y"] += points[:, 1].tolist()
+        columns["used"] += [None] * 90 + (random.random(60) < codes / 1024).tolist()
+        figures[row] = {"usage": codes / 1024, "tokens": 64000, "ceiling": 1.0}
+    columns |= {name: pa.array(columns[name], pa.float32()) for name in ("x", "y")}
+    return columns, figures
+
+
+def sizes():
+    return [
+        {"codebook_size": size, "step": step, "loss": end * (1 + 2 * np.exp(-step / 60)), "usage": 0.9}
+        for size, end in SIZES.items()
+        for step in range(25, 301, 25)
+    ]
+
+
+def fabricate_experiments(folder):
+    columns, figures = trajectories()
+    write_table(folder / "small_experiments" / "trajectories.parquet", "trajectories", columns)
+    write_json(folder / "small_experiments" / "trajectories.json", figures)
+    write_lines(folder / "small_experiments" / "sizes.csv", sizes())
+    provenance(folder / "small_experiments", "small_experiments", None, 61.0)
+    columns, figures = code_maps()
+    write_table(folder / "map_codes" / "code_map.parquet", "code_map", columns)
+    write_json(folder / "map_codes" / "code_map.json", figures)
+    provenance(folder / "map_codes", "map_codes", None, 12.0)
+
+
 def fabricate(folder: Path) -> Path:
     """Write a whole study's results into ``folder`` and return it."""
     table = pa.table({"image": pa.array([b"png"]), "label": pa.array([0], pa.int32())})
@@ -141,21 +233,13 @@ def fabricate(folder: Path) -> Path:
     )
     provenance(folder / "prepare_data", "prepare_data", None, 4.2)
     provenance(folder / "train_extractor", "train_extractor", None, 21.0)
+    fabricate_experiments(folder)
     original = pictures(12, seed=1)
     for position, row in enumerate(TOKENIZERS):
-        codes, mse, _ = TOKENIZERS[row]
+        _, mse, _ = TOKENIZERS[row]
         trained = folder / "train_tokenizer" / row
         trained.mkdir(parents=True)
-        with (trained / "history.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(
-                ["step", "epoch", "learning_rate", "loss", "reconstruction", "usage", "usage_tokens", "perplexity"]
-            )
-            for step in range(50, 1001, 50):
-                rise = 1 - np.exp(-step / (100 + 30 * position))
-                writer.writerow(
-                    [step, step / 250, 1e-3, 0.1, mse * (1 + 300 / step), codes / 1024 * rise, 102400, codes * 0.5]
-                )
+        write_lines(trained / "history.csv", history(row, position))
         provenance(trained, "train_tokenizer", row, 38.5 + position)
         evaluated = folder / "evaluate_tokenizer" / row
         write_json(evaluated / "metrics.json", tokenizer_metrics(row))
@@ -217,4 +301,5 @@ def test_missing_provenance_is_no_error(study):
     assert runs["train_tokenizer", "fvq"].hardware == "Made-up CPU, 2 cores, 8.0 GB"
     assert runs["freeze_codebook", "fvq"].wall_seconds is None
     assert ("cache_tokens", "fvq") in runs
+    assert (runs["small_experiments", None].wall_seconds, runs["map_codes", None].wall_seconds) == (61.0, 12.0)
     assert ("train_generator", "fvq_l") in runs

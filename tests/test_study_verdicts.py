@@ -48,7 +48,7 @@ def test_numbers_and_paper_figures_are_printed(verdicts):
     assert "FVQ against MLP-5: −8.4%" in claims[LOWEST_MSE].numbers[0]
     assert "1.30 with annealing, 2.61 without" in claims[ANNEALING_RFD].paper
     assert claims[GENERATORS].numbers == (
-        "LlamaGen on FVQ: rfd_photos 25.0, fd_photos 61.7; LlamaGen on VQ: rfd_photos 41.3, fd_photos 90.1",
+        "LlamaGen on FVQ: rfd_photos 25.0, fd_photos 61.7; LlamaGen on VQ: rfd_photos 41.3, fd_photos 95.1",
     )
 
 
@@ -85,7 +85,7 @@ def test_a_difference_that_another_seed_could_make_decides_nothing(verdicts):
     claims = verdicts(tokenizer("fvq", mse=0.0077))
     assert claims[LOWEST_MSE].verdict == "too close to call"
     assert claims[LOWEST_RFD].verdict == "holds"
-    clear = verdicts(tokenizer("fvq", mse=0.0073))
+    clear = verdicts(tokenizer("fvq", mse=0.0070))
     assert clear[LOWEST_MSE].verdict == "holds"
 
 

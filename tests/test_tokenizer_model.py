@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fvq.runtime.errors import UserError
 from fvq.runtime.weights import load_weights, save_weights
 from fvq.tokenizer import Tokenizer, TokenizerConfig, freezing
 from fvq.tokenizer.architecture import AttentionBlock, Decoder, Encoder, ResidualBlock
+from fvq.tokenizer.config import QuantizerName
 from fvq.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from fvq.tokenizer.freezing import compare_tokenizers, freeze_tokenizer
 
@@ -23,8 +25,9 @@ ARCHITECTURE = {
     "latent_channels": 8,
     "pixel_shuffle": 2,
 }
-BRIDGE = {"patch": None, "width": None, "depth": 1, "heads": 2, "layout": "grid"}
-QUANTIZERS = ("vq", "linear", "mlp5", "fvq")
+BRIDGE = {"patch": None, "width": None, "depth": 1, "heads": 2, "layout": "grid", "block": "vit"}
+QUANTIZERS = get_args(QuantizerName)
+OPTIONS = {"lfq": {"code_dim": 6}, "fsq": {"code_dim": 3, "options": {"levels": (4, 4, 4)}}, "cvq": {}}
 
 
 def config(quantizer="fvq", architecture=(), **changes):
@@ -38,6 +41,7 @@ def config(quantizer="fvq", architecture=(), **changes):
             "commitment_weight": 0.25,
             "bridge": BRIDGE if quantizer == "fvq" else None,
             "frozen": False,
+            **OPTIONS.get(quantizer, {}),
             **changes,
         }
     )
@@ -47,8 +51,9 @@ def tokenizer(quantizer="fvq", seed=0, **changes):
     """In mid-training: the codes lie about where the latents do, so that many are chosen."""
     torch.manual_seed(seed)
     model = Tokenizer(config(quantizer, **changes))
-    for parameter in model.quantizer.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    for weights in (*model.quantizer.parameters(), *model.quantizer.buffers()):
+        if weights.ndim == 2:
+            torch.nn.init.normal_(weights, std=0.5)
     with torch.no_grad():
         model.to_codes.weight.mul_(5)
     return model.eval()
@@ -264,6 +269,9 @@ def test_attention_is_over_all_positions():
         ({"codebook_size": 1000}, "the nearest sizes that work are 900 and 1024"),
         ({"bridge": None}, "bridge must not be null for quantizer fvq"),
         ({"quantizer": "vq", "bridge": BRIDGE}, "bridge must be null for quantizer vq"),
+        ({"options": {"depht": 3}}, "quantizer 'fvq' has no option depht; its options are commitment_weight, "),
+        ({"quantizer": "fsq", "bridge": None, "options": {}}, "no default levels"),
+        ({"quantizer": "residual", "bridge": None}, "Input should be 'vq', 'vq-ema', "),
         ({"code_dim": 9}, "width 9 is not divisible by 2 heads"),
         ({"codebook_size": 1}, "greater than or equal to 2"),
         ({"architecture": {"multipliers": ()}}, "at least 1 item"),

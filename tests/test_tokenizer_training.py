@@ -30,6 +30,7 @@ SETTINGS = {
     "adversarial_start": 0,
     "flip": True,
     "log_every": 5,
+    "probe_images": 4,
 }
 
 
@@ -124,7 +125,7 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(training, "batch_indices", failing)
 
 
-@pytest.mark.parametrize("quantizer", ["mlp5", "fvq"])
+@pytest.mark.parametrize("quantizer", ["mlp5", "fvq", "vq-ema", "cvq"])
 def test_interrupted_equals_uninterrupted(table, tmp_path, monkeypatch, quantizer):
     recipe = {"steps": 14, "seed": 3, "checkpoint_every": 4}
     whole, whole_history = train_tokenizer(config(quantizer), table, settings(), SCHEDULE, **recipe)

@@ -14,7 +14,15 @@ from fvq.generate.sampling import SamplingSettings
 from fvq.generate.training import GeneratorTraining
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.schedule import Schedule
-from fvq.tokenizer.config import Architecture, Bridge, Multipliers, QuantizerName, TokenizerConfig, check_bridge
+from fvq.tokenizer.config import (
+    Architecture,
+    Bridge,
+    Multipliers,
+    Option,
+    QuantizerName,
+    TokenizerConfig,
+    check_quantizer,
+)
 from fvq.tokenizer.training import TokenizerTraining
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -52,11 +60,12 @@ class Row(_Parameters):
     steps: int | None = Field(ge=1, description="optimisation steps; null where epochs counts")
     annealing: Annealing = Field(description="how the learning rate falls after its constant part")
     bridge: Bridge | None = Field(description="for the quantizer fvq, else null")
+    options: dict[str, Option] = Field(default_factory=dict, description="of other quantizers, see build_quantizer")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check_length(self.epochs, self.steps)
-        check_bridge(self.quantizer, self.bridge, self.codebook_size, self.code_dim)
+        check_quantizer(self.quantizer, self.codebook_size, self.code_dim, self.bridge, self.options)
         return self
 
 
@@ -71,6 +80,33 @@ class TrainTokenizer(TokenizerTraining):
     latent_channels: int = Field(ge=1, description="see Architecture")
     pixel_shuffle: int = Field(ge=1, description="see Architecture")
     schedule: WarmUp
+
+
+class ToyRun(_Parameters):
+    """One trajectory of the toy of Figure 2."""
+
+    label: str = Field(min_length=1, description="how plots call it")
+    quantizer: QuantizerName
+    options: dict[str, Option] = Field(description="the quantizer's own, see build_quantizer")
+
+
+class SmallExperiments(_Parameters):
+    """The paper's small experiments: the toy of Figure 2, and Figure 7."""
+
+    toy_codebook_size: int = Field(ge=2, description="number of codes in the plane")
+    toy_steps: int = Field(ge=2, description="steps of gradient descent")
+    toy_learning_rate: float = Field(gt=0, description="of plain SGD")
+    toy_runs: tuple[ToyRun, ...] = Field(min_length=1, description="the quantizers that the vector passes through")
+    sizes_row: Name = Field(description="the row of quantizer fvq whose codebook size is varied")
+    sizes: tuple[int, ...] = Field(min_length=1, description="codebook sizes")
+    sizes_steps: int = Field(ge=1, description="optimisation steps for each size")
+
+
+class MapCodes(_Parameters):
+    """How many points the maps of codes and features show."""
+
+    features: int = Field(ge=31, description="tokens of validation images")
+    codes: int = Field(ge=1, description="codes")
 
 
 class EvaluateTokenizer(_Parameters):
@@ -174,6 +210,8 @@ class Parameters(_Parameters):
     prepare_data: PrepareData
     train_extractor: Extractor
     train_tokenizer: TrainTokenizer
+    small_experiments: SmallExperiments
+    map_codes: MapCodes
     evaluate_tokenizer: EvaluateTokenizer
     cache_tokens: CacheTokens
     cached_rows: tuple[Name, ...] = Field(description="the rows that a generator learns from")
@@ -196,6 +234,9 @@ class Parameters(_Parameters):
                 self.generator_config(name, classes=1)
             except ValueError as error:
                 raise ValueError(f"generators.{name}: {_reason(error)}") from None
+        varied = self.small_experiments.sizes_row
+        if varied not in self.rows or self.rows[varied].quantizer != "fvq":
+            raise ValueError(f"small_experiments.sizes_row: {varied} is no row of the quantizer fvq")
         wanted = {generator.tokenizer for generator in self.generators.values()}
         if sorted(wanted) != sorted(self.cached_rows):
             raise ValueError(
@@ -229,6 +270,7 @@ class Parameters(_Parameters):
             code_dim=chosen.code_dim,
             commitment_weight=shared.commitment_weight,
             bridge=chosen.bridge,
+            options=chosen.options,
             frozen=False,
         )
 

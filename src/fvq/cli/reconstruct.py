@@ -10,7 +10,7 @@ from fvq.cli.images import list_files, read_files
 from fvq.cli.output import check_output, tell_written
 from fvq.evaluate.images import in_batches
 from fvq.evaluate.reconstruction import psnr_rgb
-from fvq.evaluate.usage import code_counts, usage_figures
+from fvq.quantize.usage import code_counts, usage_figures
 from fvq.runtime.devices import best_device, use_cores
 from fvq.runtime.files import write_atomically
 from fvq.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from fvq.evaluate.frechet import distance_name, feature_statistics, frechet_dist
 from fvq.evaluate.images import check_images, in_batches
 from fvq.evaluate.pretrained import ALEXNET_FILE
 from fvq.evaluate.reconstruction import PerceptualDistance, reconstruction_errors
-from fvq.evaluate.usage import code_counts, usage_figures
+from fvq.quantize.usage import code_counts, usage_figures
 
 Figures = dict[str, float | int | str]
 
@@ -33,7 +33,8 @@ def evaluate_reconstructions(
     any shape. ``reference`` says in words which images the originals are. Per-image measures are averaged over images.
 
     Raises:
-        UserError: fewer than 2 images, wrong types or shapes, sets that do not pair, indices outside the codebook.
+        UserError: fewer than 2 images, wrong types or shapes, sets that do not pair.
+        ValueError: indices outside the codebook.
     """
     check_images(original, "originals", at_least=2)
     check_images(reconstruction, "reconstructions", at_least=2)

@@ -1,4 +1,4 @@
-"""The plots: usage and reconstruction error against steps (the shape of Figure 3), and grids of images."""
+"""The plots: usage and reconstruction error against steps (the shape of Figure 3), grids of images; all as files."""
 
 import io
 from collections.abc import Sequence
@@ -9,39 +9,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from fvq.study.archives import Images
+from fvq.study.experiment_figures import code_map_figure, sizes_figure, stability_figure, trajectory_figure
 from fvq.study.palette import row_colours, row_lines
 from fvq.study.results import GeneratorRow, Study
-from fvq.study.text import count, expected
-
-# The page replaces these two, so that text and grid follow its light and dark colours.
-INK = "#1d1d21"
-RULE = "#dcdce2"
-
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.9,
-    # Labels are the user's: a dollar sign must not start a formula.
-    "text.parse_math": False,
-    # Text stays text: small files, and readers can search it.
-    "svg.fonttype": "none",
-}
+from fvq.study.style import INK, STYLE, legend, legend_columns, logarithmic, step_axis
+from fvq.study.text import count, expected, uniform_ceiling
 
 
 def usage_figure(study: Study) -> Figure:
@@ -64,7 +39,7 @@ def window_in_words(study: Study) -> str:
     windows = sorted({row.history.usage_tokens for row in study.rows})
     tokens = count(windows[0]) if len(windows) == 1 else f"{count(windows[0])} to {count(windows[-1])}"
     sizes = {int(row.settings["codebook_size"]) for row in study.rows}
-    ceilings = [1 - (1 - 1 / size) ** window for size in sizes for window in windows]
+    ceilings = [uniform_ceiling(window, size) for size in sizes for window in windows]
     return f"each point: a window of {tokens} training tokens, ceiling {expected(min(ceilings))}"
 
 
@@ -73,11 +48,7 @@ def error_figure(study: Study) -> Figure:
     figure, axes = _axes(study)
     for row in study.rows:
         axes.plot(row.history.error_steps, row.history.error, **_line(study, row.name), label=row.label)
-    if all((row.history.error > 0).all() for row in study.rows):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+    logarithmic(axes, [value for row in study.rows for value in row.history.error.tolist()])
     axes.set_ylabel("reconstruction error of training batches")
     _finish(study, axes)
     return figure
@@ -96,13 +67,24 @@ def sample_figure(study: Study, row: GeneratorRow) -> Figure:
 
 def study_figures(study: Study) -> dict[str, Figure]:
     """Every figure of a study by its file's stem."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return {
             "usage": usage_figure(study),
             "reconstruction_error": error_figure(study),
             "reconstructions": reconstruction_figure(study),
+            **_experiments(study),
             **{f"samples_{row.name}": sample_figure(study, row) for row in study.generators},
         }
+
+
+def _experiments(study: Study) -> dict[str, Figure]:
+    """Those of the small experiments; maps and watched steps only where some row has them."""
+    return {
+        "trajectories": trajectory_figure(study.trajectories),
+        **({"code_map": code_map_figure(study)} if study.code_maps else {}),
+        "codebook_sizes": sizes_figure(study.sizes),
+        **({"stability": stability_figure(study)} if any(row.history.stability for row in study.rows) else {}),
+    }
 
 
 def figure_bytes(figure: Figure, kind: Literal["svg", "png"], name: str) -> bytes:
@@ -110,7 +92,7 @@ def figure_bytes(figure: Figure, kind: Literal["svg", "png"], name: str) -> byte
     file = io.BytesIO()
     # SVG has its ids and its metadata, PNG the name of the software: both would change the bytes from run to run.
     metadata: dict[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type") if kind == "svg" else ("Software",))
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(file, format=kind, dpi=200, metadata=metadata, facecolor="white")
     return file.getvalue()
 
@@ -123,12 +105,10 @@ def strip(images: Images, gap: int = 1, height: int = 128) -> Images:
 
 
 def _axes(study: Study) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 3.9 + 0.22 * -(-len(study.rows) // _legend_columns(study))), layout="constrained")
+    labels = [row.label for row in study.rows]
+    figure = Figure(figsize=(8, 3.9 + 0.22 * -(-len(labels) // legend_columns(labels))), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel("training step")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: count(step)))
-    last = max(int(row.history.usage_steps[-1]) for row in study.rows)
-    axes.set_xlim(0, last)
+    step_axis(axes, max(int(row.history.usage_steps[-1]) for row in study.rows))
     return figure, axes
 
 
@@ -136,22 +116,10 @@ def _line(study: Study, name: str) -> dict[str, Any]:
     return {"color": row_colours(study.rows)[name], "linestyle": row_lines(study.rows)[name]}
 
 
-def _legend_columns(study: Study) -> int:
-    """As many as the longest label leaves room for."""
-    return max(1, min(5, 118 // (max(len(row.label) for row in study.rows) + 7)))
-
-
 def _finish(study: Study, axes: Axes) -> None:
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=_legend_columns(study),
-        borderaxespad=0.2,
-        handlelength=1.8,
-        columnspacing=1.4,
-    )
+    legend(axes, [row.label for row in study.rows])
 
 
 def _grid(strips: Sequence[tuple[str, Images]]) -> Figure:

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
+from fvq.study import observations
 from fvq.study.archives import Images
-from fvq.study.figures import INK, RULE, strip
+from fvq.study.figures import strip
 from fvq.study.formats import side_by_side
 from fvq.study.palette import row_colours
 from fvq.study.paper import TITLE
 from fvq.study.results import Study
 from fvq.study.runs import StageRun
+from fvq.study.style import INK, RULE
 from fvq.study.tables import PAPER_LABEL, build_tables, measured_label, samples_in_words, usage_cell
 from fvq.study.text import count, duration, expected, model_size, percent, significant
 from fvq.study.verdicts import Claim, judge
@@ -27,7 +29,13 @@ def render_report(study: Study, figures: Mapping[str, str], links: Sequence[str]
     """The page as HTML. ``figures`` are SVG texts by stem, ``links`` the other formats relative to the page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        count=count, percent=percent, expected=expected, significant=significant, duration=duration, size=model_size
+        count=count,
+        percent=percent,
+        expected=expected,
+        significant=significant,
+        duration=duration,
+        size=model_size,
+        subscripts=subscripts,
     )
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     claims = judge(study)
@@ -42,8 +50,9 @@ def render_report(study: Study, figures: Mapping[str, str], links: Sequence[str]
         claims=claims,
         tables=build_tables(study),
         side_by_side=side_by_side,
-        usage_plot=inline_svg(figures["usage"], "usage"),
-        error_plot=inline_svg(figures["reconstruction_error"], "error"),
+        figures=figures,
+        plot=lambda stem: inline_svg(figures[stem], stem),
+        observations=observations,
         usage_samples=usage_samples(study),
         outcome=outcome_in_words(claims),
         strip=strip_uri,
@@ -84,6 +93,11 @@ def strip_uri(images: Images) -> str:
     file = io.BytesIO()
     Image.fromarray(strip(images)).save(file, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def subscripts(text: str) -> Markup:
+    """Escaped text with z_e, z_q, δ_z and δ_c as one writes them."""
+    return Markup(re.sub(r"(z|δ)_([eqzc])\b", r"\1<sub>\2</sub>", str(escape(text))))
 
 
 def inline_svg(text: str, name: str) -> Markup:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from fvq.runtime.errors import UserError
 from fvq.runtime.files import read_json
 from fvq.study.archives import Images, image_shape, read_images, read_labels
+from fvq.study.experiments import CodeMap, SizeCurve, Trajectory, read_code_maps, read_sizes, read_trajectories
 from fvq.study.history import History, read_history
 from fvq.study.runs import StageRun, read_runs
 from fvq.study.text import count
@@ -93,6 +94,9 @@ class Study:
     tokenizer_protocol: dict[str, str]
     generator_protocol: dict[str, str]
     classes: tuple[str, ...]
+    trajectories: tuple[Trajectory, ...]
+    code_maps: tuple[CodeMap, ...]
+    sizes: tuple[SizeCurve, ...]
     runs: tuple[StageRun, ...]
 
     @property
@@ -122,7 +126,8 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
     Files: per tokenizer row `train_tokenizer/<row>/history.csv`, `evaluate_tokenizer/<row>/metrics.json` and
     `reconstructions.npz`; per generator row `evaluate_generator/<row>/metrics.json`, `sample/<row>/samples.npz` and,
     for its size, `train_generator/<row>/generator.safetensors`; `prepare_data/validation.parquet` for the class names;
-    every stage's `provenance.json` where there is one.
+    `small_experiments/` (`trajectories.parquet`, `trajectories.json`, `sizes.csv`) and `map_codes/`
+    (`code_map.parquet`, `code_map.json`); every stage's `provenance.json` where there is one.
 
     Raises:
         UserError: a file is missing, damaged, lacks a figure, or was made under another protocol than its fellows.
@@ -173,6 +178,9 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
         tokenizer_protocol=tokenizer_protocol,
         generator_protocol=generator_protocol,
         classes=classes,
+        trajectories=read_trajectories(results / "small_experiments"),
+        code_maps=read_code_maps(results / "map_codes", rows),
+        sizes=read_sizes(results / "small_experiments" / "sizes.csv"),
         runs=read_runs(
             results,
             list(rows),

@@ -29,9 +29,11 @@ def read_runs(
     stages: list[tuple[str, Sequence[str | None]]] = [
         ("prepare_data", [None]),
         ("train_extractor", [None]),
+        ("small_experiments", [None]),
         ("train_tokenizer", rows),
         ("freeze_codebook", rows),
         ("evaluate_tokenizer", rows),
+        ("map_codes", [None]),
         ("cache_tokens", cached),
         ("train_generator", generators),
         ("sample", generators),

@@ -29,6 +29,11 @@ def expected(share: float) -> str:
     return "100%" if share > 0.99995 else percent(share)
 
 
+def uniform_ceiling(tokens: int, codebook_size: int) -> float:
+    """The share of the codes that so many uniformly drawn tokens reach on average: 1 - (1 - 1/K)^N."""
+    return 1 - (1 - 1 / codebook_size) ** tokens
+
+
 def count(number: float) -> str:
     """A whole number with its thousands in groups."""
     return f"{number:,.0f}"

@@ -1,12 +1,16 @@
 """What fixes a tokenizer's shape; it travels in the weights file."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fvq.quantize.bridge import check_bridge_sizes, default_patch
+from fvq.quantize.build import build_quantizer, quantizer_options
 
-QuantizerName = Literal["vq", "linear", "mlp5", "fvq"]
+# Those with one index a place and no tensors among their options.
+QuantizerName = Literal["vq", "vq-ema", "vq-l2", "linear", "simvq", "mlp5", "fvq", "cvq", "ibq", "lfq", "fsq"]
+Option = int | float | bool | str | tuple[int, ...] | None
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
@@ -40,6 +44,7 @@ class Bridge(_Config):
     depth: int = Field(ge=1, description="transformer blocks")
     heads: int = Field(ge=1, description="attention heads")
     layout: Literal["grid", "sequence"] = Field(description="which codes form a group")
+    block: Literal["vit", "dit"] = Field(description="the paper's blocks or those of the released scripts")
 
 
 class TokenizerConfig(_Config):
@@ -52,13 +57,14 @@ class TokenizerConfig(_Config):
     code_dim: int = Field(ge=1, description="dimension of a code")
     commitment_weight: float = Field(ge=0, description="β of Eq. 5")
     bridge: Bridge | None = Field(description="for the quantizer fvq")
+    options: dict[str, Option] = Field(default_factory=dict, description="the quantizer's own, see build_quantizer")
     frozen: bool = Field(description="whether the codebook is final and the projector gone")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.image_size % self.architecture.ratio:
             raise ValueError(f"image_size {self.image_size} is not divisible by the ratio {self.architecture.ratio}")
-        check_bridge(self.quantizer, self.bridge, self.codebook_size, self.code_dim)
+        check_quantizer(self.quantizer, self.codebook_size, self.code_dim, self.bridge, self.options)
         return self
 
     @property
@@ -67,16 +73,25 @@ class TokenizerConfig(_Config):
         side = self.image_size // self.architecture.ratio
         return side, side
 
+    def quantizer_options(self) -> dict[str, Option]:
+        """What ``build_quantizer`` takes beside the sizes."""
+        options = {**(self.bridge.model_dump() if self.bridge else {}), **self.options}
+        if "commitment_weight" in quantizer_options(self.quantizer):
+            options = {"commitment_weight": self.commitment_weight, **options}
+        return options
 
-def check_bridge(quantizer: str, bridge: Bridge | None, codebook_size: int, code_dim: int) -> None:
-    """Raise ValueError where the bridge does not fit the quantizer and the sizes."""
-    if (quantizer == "fvq") != (bridge is not None):
-        raise ValueError(f"bridge must {'not be null' if quantizer == 'fvq' else 'be null'} for quantizer {quantizer}")
-    if bridge:
-        check_bridge_sizes(
-            codebook_size,
-            width=bridge.width or code_dim,
-            heads=bridge.heads,
-            patch=bridge.patch or default_patch(codebook_size),
-            layout=bridge.layout,
+
+def check_quantizer(
+    name: str, codebook_size: int, code_dim: int, bridge: Bridge | None, options: Mapping[str, Option]
+) -> None:
+    """Raise ValueError where the bridge or the options do not fit the quantizer and the sizes."""
+    if (name == "fvq") != (bridge is not None):
+        raise ValueError(f"bridge must {'not be null' if name == 'fvq' else 'be null'} for quantizer {name}")
+    with torch.device("meta"):
+        build_quantizer(
+            name,
+            codebook_size=codebook_size,
+            code_dim=code_dim,
+            **(bridge.model_dump() if bridge else {}),
+            **options,
         )

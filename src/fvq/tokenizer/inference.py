@@ -18,7 +18,7 @@ def reconstruct(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Indices int64 (N, h, w) and reconstructions uint8 (N, 3, H, W) of images uint8 (N, 3, H, W), on the CPU."""
     indices = torch.empty(len(images), *tokenizer.config.grid, dtype=torch.int64)
     reconstructions = torch.empty_like(images)
-    device = tokenizer.quantizer.codebook.device
+    device = tokenizer.device
     with track("reconstructing", len(images)) as advance:
         for start in range(0, len(images), _BATCH):
             rows = slice(start, start + _BATCH)
@@ -32,7 +32,7 @@ def decode_tokens(tokenizer: Tokenizer, tokens: Tensor) -> Tensor:
     """Images uint8 (N, 3, H, W) of tokens int64 (N, h·w), on the CPU."""
     size = tokenizer.config.image_size
     images = torch.empty(len(tokens), 3, size, size, dtype=torch.uint8)
-    device = tokenizer.quantizer.codebook.device
+    device = tokenizer.device
     for start in range(0, len(tokens), _BATCH):
         rows = slice(start, start + _BATCH)
         images[rows] = to_uint8(tokenizer.decode(tokens[rows].to(device))).cpu()
@@ -41,7 +41,7 @@ def decode_tokens(tokenizer: Tokenizer, tokens: Tensor) -> Tensor:
 
 def encode_views(tokenizer: Tokenizer, table: ImageTable, views: tuple[str, ...]) -> Iterator[TokenBatch]:
     """The tokens of every image in every view, a batch of one view at a time, images in the table's order."""
-    device = tokenizer.quantizer.codebook.device
+    device = tokenizer.device
     with track("encoding", len(table) * len(views)) as advance:
         for start in range(0, len(table), _BATCH):
             image_ids = torch.arange(start, min(start + _BATCH, len(table)))

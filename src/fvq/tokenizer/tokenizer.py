@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fvq.quantize import Quantized, Quantizer, build_quantizer
+from fvq.quantize.build import frozen_name
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.weights import load_weights, save_weights
 from fvq.tokenizer.architecture import Decoder, Encoder
@@ -28,13 +29,18 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(**sizes)
         self.to_codes = nn.Conv2d(config.architecture.latent_channels, config.code_dim, 1)
         self.from_codes = nn.Conv2d(config.code_dim, config.architecture.latent_channels, 1)
+        name = frozen_name(config.quantizer) if config.frozen else config.quantizer
         self.quantizer: Quantizer = build_quantizer(
-            "vq" if config.frozen else config.quantizer,
+            name,
             codebook_size=config.codebook_size,
             code_dim=config.code_dim,
-            commitment_weight=config.commitment_weight,
-            **(config.bridge.model_dump() if config.bridge and not config.frozen else {}),
+            **(config.quantizer_options() if name == config.quantizer else {}),
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        return self.to_codes.weight.device
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstructions (not clamped) and what the quantizer gave, for training."""
@@ -76,7 +82,7 @@ class Tokenizer(nn.Module):
         frozen.quantizer = self.quantizer.freeze()
         for name in ("encoder", "decoder", "to_codes", "from_codes"):
             getattr(frozen, name).load_state_dict(getattr(self, name).state_dict())
-        return frozen.requires_grad_(False).to(self.quantizer.codebook.device).eval()
+        return frozen.requires_grad_(False).to(self.device).eval()
 
     def save(self, path: Path | str) -> None:
         """Write safetensors with the configuration in the metadata, whole or not at all."""

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from fvq.data.image_table import ImageTable, to_model_range
 from fvq.evaluate.lpips_network import load_lpips_network
 from fvq.evaluate.pretrained import VGG16_FILE, find_pretrained, where_to_put
-from fvq.evaluate.usage import code_counts, usage_figures
+from fvq.quantize.codebook import CodebookQuantizer
+from fvq.quantize.usage import SlidingUsage, UsageCounter
 from fvq.runtime.batches import batch_indices, steps_per_epoch, total_steps
 from fvq.runtime.errors import UserError
 from fvq.runtime.schedule import Schedule, learning_rate_factor
@@ -20,6 +21,7 @@ from fvq.runtime.seeds import seed_all
 from fvq.runtime.training import History, Stateful, run_steps
 from fvq.tokenizer.config import TokenizerConfig
 from fvq.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
+from fvq.tokenizer.stability import StabilityProbe
 from fvq.tokenizer.tokenizer import Tokenizer
 
 _DESCRIPTION = "training the tokenizer"
@@ -43,31 +45,7 @@ class TokenizerTraining(BaseModel):
     adversarial_start: int = Field(ge=0, description="step from which the discriminator counts")
     flip: bool = Field(description="mirror half of the images left to right")
     log_every: int = Field(ge=1, description="steps between rows of the history")
-
-
-class UsageWindow:
-    """Counts of the codes chosen since the last row of the history; a part of the resume state."""
-
-    def __init__(self, codebook_size: int) -> None:
-        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
-
-    def add(self, indices: Tensor) -> None:
-        """Count indices int64 of any shape."""
-        self.counts += code_counts(indices, len(self.counts)).cpu()
-
-    def summarize(self) -> dict[str, float]:
-        """Usage, its number of tokens and perplexity; the counts start anew."""
-        figures = usage_figures(self.counts)
-        self.counts.zero_()
-        return {name: figures[name] for name in ("usage", "usage_tokens", "perplexity")}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The counts."""
-        return {"counts": self.counts}
-
-    def load_state_dict(self, state: Mapping[str, Tensor], /) -> None:
-        """Go on from saved counts."""
-        self.counts.copy_(state["counts"])
+    probe_images: int = Field(ge=0, description="images whose assignments are watched over these steps; 0: none")
 
 
 def train_tokenizer(
@@ -88,7 +66,8 @@ def train_tokenizer(
     Returns:
         The tokenizer, bridge included, in evaluation mode; and the history: ``step``, ``epoch``, ``learning_rate`` (of
         that step), and since the row before the means of ``loss`` and its terms by name, and ``usage``,
-        ``usage_tokens``, ``perplexity`` of the tokens seen.
+        ``usage_tokens``, ``perplexity`` of the tokens seen; ``sliding_usage``, ``sliding_usage_tokens``; and, for a
+        quantizer with a codebook that learns by gradients, what ``StabilityProbe`` says of that step.
 
     Raises:
         UserError: the images do not fit the configuration, weights are missing, or a loss is no longer finite.
@@ -100,8 +79,13 @@ def train_tokenizer(
     seed_all(seed, "tokenizer weights")
     tokenizer = Tokenizer(config).to(device).train()
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
-    usage = UsageWindow(config.codebook_size)
-    state: dict[str, Stateful] = {"tokenizer": tokenizer, "optimizer": optimizer, "usage": usage}
+    usage, sliding_usage = UsageCounter(config.codebook_size), SlidingUsage(config.codebook_size)
+    state: dict[str, Stateful] = {
+        "tokenizer": tokenizer,
+        "optimizer": optimizer,
+        "usage": usage,
+        "sliding_usage": sliding_usage,
+    }
     perceptual = _perceptual_network(settings, device)
     adversary = Adversary(settings, device) if settings.adversarial_weight else None
     if adversary:
@@ -115,16 +99,26 @@ def train_tokenizer(
     def rate(step: int) -> float:
         return settings.learning_rate * learning_rate_factor(step, length, schedule)
 
+    probe = _stability_probe(tokenizer, table, settings.probe_images)
+    last_probe: dict[str, float] = {}
+
     def step(index: int) -> Mapping[str, Tensor | float]:
+        try:
+            return descend(index)
+        except ValueError as reason:  # the images are sound: the weights no longer are
+            raise UserError(f"{_DESCRIPTION}: {reason} at step {index}; a smaller learning rate may help") from None
+
+    def descend(index: int) -> Mapping[str, Tensor | float]:
+        watched = probe is not None and ((index + 1) % settings.log_every == 0 or index + 1 == length)
+        if probe and watched:
+            probe.before()
         images = to_model_range(table.images(batch_indices(len(table), settings.batch_size, index, seed)).to(device))
         if settings.flip:
             mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
             images = torch.where(mirrored.to(device), images.flip(-1), images)
-        try:
-            reconstruction, quantized = tokenizer(images)
-        except ValueError as reason:  # the images are sound: the weights no longer are
-            raise UserError(f"{_DESCRIPTION}: {reason} at step {index}; a smaller learning rate may help") from None
+        reconstruction, quantized = tokenizer(images)
         usage.add(quantized.indices)
+        sliding_usage.add(quantized.indices)
         error = settings.reconstruction_weight * F.mse_loss(reconstruction, images)
         terms = {"reconstruction": error, **quantized.terms}
         if perceptual:
@@ -135,9 +129,17 @@ def train_tokenizer(
             terms["adversarial"] = settings.adversarial_weight * generator_loss(adversary.discriminator(reconstruction))
         loss = torch.stack(list(terms.values())).sum()
         _descend(loss, tokenizer, optimizer, rate(index), settings.gradient_clip)
+        if probe and watched:
+            last_probe.update(probe.after())
         if adversary and fooling:
             terms["discriminator"] = adversary.step(images, reconstruction.detach(), rate(index))
         return {"loss": loss, **terms}
+
+    def summarize() -> dict[str, float]:
+        counted, sliding = usage.figures(), sliding_usage.figures()
+        usage.reset()
+        names = ("usage", "usage_tokens", "perplexity", "sliding_usage", "sliding_usage_tokens")
+        return {name: {**counted, **sliding}[name] for name in names} | last_probe
 
     history = run_steps(
         step,
@@ -147,7 +149,7 @@ def train_tokenizer(
         log_every=settings.log_every,
         checkpoint_folder=checkpoint_folder,
         checkpoint_every=checkpoint_every,
-        summarize=usage.summarize,
+        summarize=summarize,
         description=_DESCRIPTION,
     )
     rows: History = [
@@ -155,6 +157,14 @@ def train_tokenizer(
         for row in history
     ]
     return tokenizer.eval(), rows
+
+
+def _stability_probe(tokenizer: Tokenizer, table: ImageTable, count: int) -> StabilityProbe | None:
+    """A probe on the table's first images, where the quantizer has a codebook that learns by gradients."""
+    if not count or not isinstance(tokenizer.quantizer, CodebookQuantizer):
+        return None
+    images = to_model_range(table.images(torch.arange(min(count, len(table)))))
+    return StabilityProbe(tokenizer, images.to(tokenizer.device))
 
 
 class Adversary:

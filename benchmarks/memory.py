@@ -1,0 +1,51 @@
+"""Peak memory of a rival, in a process of its own."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from cases import Case, Work
+from search_cases import search_cases
+from step_cases import step_cases
+
+# Its processes have imported what takes long and used nothing of it.
+_fresh = multiprocessing.get_context("forkserver")
+_fresh.set_forkserver_preload(["torch", "fvq.config", "fvq.quantize", "fvq.tokenizer"])
+
+
+def peak_bytes(device: str, case: Case, rival: str) -> int | None:
+    """What the rival's first call adds at its peak: on CUDA to the device, else to the process. None off Linux."""
+    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        return None
+    with ProcessPoolExecutor(1, mp_context=_fresh) as process:
+        return process.submit(_measure, device, case.title, rival).result()
+
+
+def _measure(device: str, title: str, rival: str) -> int:
+    case = next(case for case in search_cases(device) + step_cases(device) if case.title == title)
+    work = case.rivals[rival]()
+    # A process's first backward pass from a given gradient imports sympy, whoever asks for it.
+    torch.ones(1, requires_grad=True).backward(torch.ones(1))
+    return _added_to_process(work) if device == "cpu" else _added_to_device(work)
+
+
+def _added_to_process(work: Work) -> int:
+    # Sets the peak (VmHWM) back to what is resident now.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_peak()
+    work()
+    return _resident_peak() - before
+
+
+def _resident_peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def _added_to_device(work: Work) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - before
