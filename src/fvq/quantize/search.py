@@ -61,7 +61,8 @@ def search(z_nd: Tensor, codebook_kd: Tensor, precisions: tuple[torch.dtype, ...
     """Nearest codes of finite float32 z (N, d), shortlisting with products of each precision in turn."""
     device = z_nd.device
     # Distances do not change when both sides move; seen from amid the codes their rounding is smallest.
-    center_d = codebook_kd[:: -(-len(codebook_kd) // 1024)].median(0).values
+    # The median does not follow a few codes far away; some of the codes are enough for it.
+    center_d = codebook_kd[:: -(-len(codebook_kd) // 256)].median(0).values
     indices_n = torch.empty(len(z_nd), dtype=torch.int64, device=device)
     with ieee_products(device):
         pending_n = torch.arange(len(z_nd), device=device)
@@ -126,12 +127,12 @@ def _first_nearest(z_nd: Tensor, codebook_kd: Tensor, center_d: Tensor) -> Tenso
         return scores_nk, errors_nk.mul_((z_nd.shape[1] + 16) * 2.0**-53)
 
     largest_n = torch.full_like(norms_n, torch.inf)
-    smallest = []
-    for start in range(0, len(codebook_kd), TILE):
-        scores_nk, errors_nk = scores(start, slice(None))
-        largest_n = torch.minimum(largest_n, (scores_nk + errors_nk).amin(1))
-        smallest.append((scores_nk - errors_nk).amin(1))
-    tiles_n = (torch.stack(smallest, 1) <= largest_n[:, None]).int().argmax(1)
+    smallest_nt = z_nd.new_empty(len(z_nd), -(-len(codebook_kd) // TILE))
+    for tile in range(smallest_nt.shape[1]):
+        scores_nk, errors_nk = scores(tile * TILE, slice(None))
+        torch.minimum(largest_n, (scores_nk + errors_nk).amin(1), out=largest_n)
+        smallest_nt[:, tile] = (scores_nk - errors_nk).amin(1)
+    tiles_n = (smallest_nt <= largest_n[:, None]).int().argmax(1)
     nearest_n = torch.empty_like(tiles_n)
     for tile in tiles_n.unique().tolist():
         rows_n = (tiles_n == tile).nonzero()[:, 0]

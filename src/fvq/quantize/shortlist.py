@@ -106,28 +106,37 @@ class Codes:
         # About as many scores to reduce per token as distances to compute again.
         group = 2 ** min(6, max(3, math.ceil(math.log2(codes / dim) / 2)))
         tile = FUSED_TILE if fused else _CUDA_TILE if codebook_kd.is_cuda else TILE
-        half_norms, half_norms_g, residuals, rounded = [], [], [], []
+        multiple = tile if fused else group
+        padded = -(-codes // multiple) * multiple
+        # Written in place: small results kept between large temporaries would scatter the heap.
+        half_norms_k = codebook_kd.new_empty(padded)
+        half_norms_g = codebook_kd.new_empty(2, padded // group)
+        residuals_g = codebook_kd.new_empty(padded // group)
+        rounded_kd = codebook_kd.new_empty(padded, dim, dtype=precision) if fused else None
         for start in range(0, codes, chunk := _FUSED_CHUNK if fused else tile):
             shifted_kd = shift(codebook_kd[start : start + chunk], center_d, torch.float32)
-            shifted_kd = _padded(shifted_kd, tile if fused else group)
-            rounded_kd = shifted_kd.to(precision)
+            shifted_kd = _padded(shifted_kd, multiple)
+            rows = slice(start, start + len(shifted_kd))
+            columns = slice(rows.start // group, rows.stop // group)
             shape = (-1, group, min(tile, len(shifted_kd)) // group)
-            half_norms.append(half_squares(shifted_kd))
-            half_norms_g.append(torch.stack(half_norms[-1].view(shape).aminmax(dim=1)).flatten(1))
-            lost_k = (2 * half_squares(shifted_kd - rounded_kd.float())).sqrt()
-            residuals.append(lost_k.view(shape).amax(1).flatten())
-            if fused:
-                rounded.append(rounded_kd)
+            half_norms_k[rows] = half_squares(shifted_kd)
+            grouped = half_norms_k[rows].view(shape)
+            half_norms_g[0, columns], half_norms_g[1, columns] = grouped.amin(1).flatten(), grouped.amax(1).flatten()
+            tile_kd = shifted_kd.to(precision)
+            lost_k = (2 * half_squares(shifted_kd - tile_kd.float())).sqrt()
+            residuals_g[columns] = lost_k.view(shape).amax(1).flatten()
+            if rounded_kd is not None:
+                rounded_kd[rows] = tile_kd
         return cls(
             codebook_kd=codebook_kd,
             center_d=center_d,
             precision=precision,
             tile=tile,
             group=group,
-            half_norms_k=torch.cat(half_norms),
-            half_norms_g=torch.cat(half_norms_g, 1),
-            residuals_g=torch.cat(residuals),
-            rounded_kd=torch.cat(rounded) if fused else None,
+            half_norms_k=half_norms_k,
+            half_norms_g=half_norms_g,
+            residuals_g=residuals_g,
+            rounded_kd=rounded_kd,
         )
 
     @property
