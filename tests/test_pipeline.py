@@ -18,6 +18,8 @@ FVQ_ROW = "label: FVQ\n    quantizer: fvq\n    codebook_size: 256"
 STAGES = [
     "prepare_data",
     "train_extractor",
+    "small_experiments",
+    "map_codes",
     *(
         f"{stage}@{row}"
         for stage in ("train_tokenizer", "freeze_codebook", "evaluate_tokenizer")
@@ -153,7 +155,7 @@ class TestChanges:
         text = (copy.path / "params.yaml").read_text()
         before, row = text.split("\n  vq:\n")
         (copy.path / "params.yaml").write_text(before + "\n  vq:\n" + row.replace("steps: 20", "steps: 21", 1))
-        assert copy.would_run() == ["train_tokenizer@vq", "render"]
+        assert copy.would_run() == ["train_tokenizer@vq", "map_codes", "render"]
 
     def test_a_hand_edit_that_conf_would_undo_is_reported(self, copy: Project) -> None:
         copy.run(sys.executable, "-m", "pipeline.compose", "--check", "scale=ci")
@@ -181,7 +183,8 @@ class TestChanges:
         copy.run(sys.executable, "-m", "pipeline.compose", "scale=ci", "codebook_size=262144")
         rows = yaml.safe_load((copy.path / "params.yaml").read_text())["rows"]
         assert {row["codebook_size"] for row in rows.values()} == {262144}
-        assert copy.would_run() == ["train_tokenizer@vq", "train_tokenizer@fvq", "render"]
+        trained = ["train_tokenizer@vq", "train_tokenizer@fvq", "small_experiments"]
+        assert copy.would_run() == [*trained, "map_codes", "render"]
 
     def test_the_paper_scale_stops_at_once_and_names_the_missing_data(self, copy: Project) -> None:
         failed = copy.run("dvc", "exp", "run", "-S", "scale=imagenet", code=None)
