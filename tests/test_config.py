@@ -278,6 +278,19 @@ WRONG = [
     ({"rows.fvq.bridge.heads": 5}, "rows.fvq: width 32 is not divisible by 5 heads"),
     ({"rows.fvq.bridge": None}, "rows.fvq: bridge must not be null for quantizer fvq"),
     ({"small_experiments.sizes_row": "vq"}, "small_experiments.sizes_row: vq is no row of the quantizer fvq"),
+    (
+        {"small_experiments.sizes": [64, 50]},
+        "small_experiments.sizes: codebook_size 50 is not divisible by the bridge's",
+    ),
+    ({"small_experiments.sizes": [64, 64]}, "small_experiments.sizes: names a size twice"),
+    (
+        {"small_experiments.toy_runs": [{"label": "a", "quantizer": "fvq", "options": {"width": 16, "heads": 3}}]},
+        "small_experiments.toy_runs: a: width 16 is not divisible by 3 heads",
+    ),
+    (
+        {"small_experiments.toy_runs": [{"label": "a", "quantizer": "lfq", "options": {}}]},
+        "small_experiments.toy_runs: a",
+    ),
     ({"rows.vq.options": {"depth": 3}}, "rows.vq: quantizer 'vq' has no option depth; its options are commitment_w"),
     ({"rows.vq.bridge": BRIDGE}, "rows.vq: bridge must be null for quantizer vq"),
     ({"rows.vq.ratio": 16}, "rows.vq: train_tokenizer.multipliers has no entry for ratio 16"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
@@ -12,6 +13,7 @@ from fvq.evaluate.classifier_training import ExtractorTraining
 from fvq.generate.llamagen import LlamaGenConfig
 from fvq.generate.sampling import SamplingSettings
 from fvq.generate.training import GeneratorTraining
+from fvq.quantize import build_quantizer
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.schedule import Schedule
 from fvq.tokenizer.config import (
@@ -234,14 +236,33 @@ class Parameters(_Parameters):
                 self.generator_config(name, classes=1)
             except ValueError as error:
                 raise ValueError(f"generators.{name}: {_reason(error)}") from None
-        varied = self.small_experiments.sizes_row
-        if varied not in self.rows or self.rows[varied].quantizer != "fvq":
-            raise ValueError(f"small_experiments.sizes_row: {varied} is no row of the quantizer fvq")
         wanted = {generator.tokenizer for generator in self.generators.values()}
         if sorted(wanted) != sorted(self.cached_rows):
             raise ValueError(
                 f"cached_rows: must name the generators' rows once each: {', '.join(sorted(wanted)) or 'none'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _small_experiments_fit(self) -> Self:
+        chosen = self.small_experiments
+        varied = self.rows.get(chosen.sizes_row)
+        if varied is None or varied.bridge is None:
+            raise ValueError(f"small_experiments.sizes_row: {chosen.sizes_row} is no row of the quantizer fvq")
+        if len(set(chosen.sizes)) < len(chosen.sizes):
+            raise ValueError("small_experiments.sizes: names a size twice")
+        bridge = varied.bridge.model_copy(update={"patch": None})
+        for size in chosen.sizes:
+            try:
+                check_quantizer(varied.quantizer, size, varied.code_dim, bridge, varied.options)
+            except ValueError as error:
+                raise ValueError(f"small_experiments.sizes: {error}") from None
+        for toy in chosen.toy_runs:
+            try:
+                with torch.device("meta"):
+                    build_quantizer(toy.quantizer, codebook_size=chosen.toy_codebook_size, code_dim=2, **toy.options)
+            except ValueError as error:
+                raise ValueError(f"small_experiments.toy_runs: {toy.label}: {error}") from None
         return self
 
     def tokenizer_config(self, row: str) -> TokenizerConfig:
