@@ -161,6 +161,43 @@ def test_tie_of_two_codes(first, gap):
     assert nearest_code(torch.ones(3, 2), codebook).tolist() == [first] * 3
 
 
+@pytest.mark.parametrize("precisions", PRECISIONS.values(), ids=PRECISIONS)
+@settings(max_examples=25, deadline=None)
+@given(
+    codes=st.one_of(st.integers(1, 90), st.sampled_from([63, 64, 65, 1023, 1025])),
+    zero=st.sampled_from([0.0, 0.02, 0.5, 0.98, 1.0]),
+    first=st.booleans(),
+    distinct=st.integers(1, 90),
+    seed=st.integers(0, 2**32),
+)
+def test_zero_codes(precisions, codes, zero, first, distinct, seed):
+    """Any subset of the codes is zero, some of them -0.0, and what is not zero may be repeated."""
+    random = torch.Generator().manual_seed(seed)
+    codebook = torch.randn(codes, 3, generator=random)[torch.randint(min(distinct, codes), (codes,), generator=random)]
+    codebook[::2, 0] = 0  # one channel does not make a code zero
+    codebook *= torch.rand(codes, 1, generator=random) >= zero
+    codebook[0] *= not first
+    z = torch.randn(12, 3, generator=random)
+    z[::3] *= 1e-3  # nearest to a zero code where there is one
+    z[0] = 0
+    assert torch.equal(search(z, codebook, precisions), brute_force(z, codebook)[0])
+
+
+def test_a_code_whose_square_underflows_is_not_zero():
+    codebook = torch.tensor([[0.0, 0.0], [0.0, 1e-30], [0.0, 0.0], [0.0, -1e-30]])
+    assert nearest_code(codebook, codebook).tolist() == [0, 1, 0, 3]
+
+
+@pytest.mark.parametrize("zeros", [0, 3840, 4096])
+def test_zero_codes_need_no_float64(zeros, monkeypatch):
+    """The lists stay short: the slow last resort is not even called."""
+    z, codebook = drawn("plain", 100, 4096, 8, 0)
+    codebook[:zeros] = 0
+    z[::2] *= 1e-3
+    monkeypatch.setattr("fvq.quantize.search._first_nearest", None)
+    assert torch.equal(search(z, codebook, (torch.float32,)), brute_force(z, codebook)[0])
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 3, 4)])
 def test_no_vectors(shape):
     indices = nearest_code(torch.empty(shape), torch.randn(3, 4))

@@ -60,6 +60,12 @@ _operation = define_search("nearest_code", _nearest_code)
 def search(z_nd: Tensor, codebook_kd: Tensor, precisions: tuple[torch.dtype, ...]) -> Tensor:
     """Nearest codes of finite float32 z (N, d), shortlisting with products of each precision in turn."""
     device = z_nd.device
+    # A bridge starts with all of its codes zero and wakes a few per step: a tie of so many would go to float64.
+    # Not on CUDA, where the host would wait for every codebook to spare a few steps' float64 products.
+    if not z_nd.is_cuda and len(repeats_p := _zero_codes(codebook_kd)[1:]):
+        kept_k = torch.ones(len(codebook_kd), dtype=torch.bool, device=device)
+        kept_k[repeats_p] = False
+        return kept_k.nonzero()[:, 0][search(z_nd, codebook_kd[kept_k], precisions)]
     # Distances do not change when both sides move; seen from amid the codes their rounding is smallest.
     # The median does not follow a few codes far away; some of the codes are enough for it.
     center_d = codebook_kd[:: -(-len(codebook_kd) // 256)].median(0).values
@@ -72,9 +78,20 @@ def search(z_nd: Tensor, codebook_kd: Tensor, precisions: tuple[torch.dtype, ...
                 codes = Codes.prepare(codebook_kd, center_d, precision, fused=fused)
                 left = [_rank(z_nd, codes, rows_n, indices_n) for rows_n in pending_n.split(codes.tokens)]
                 pending_n = torch.cat(left)
-        for rows_n in pending_n.split(2048):
+        # Not split(), which makes one empty part of none: a float64 pass over the codebook for nothing.
+        for start in range(0, len(pending_n), 2048):
+            rows_n = pending_n[start : start + 2048]
             indices_n[rows_n] = _first_nearest(shift(z_nd[rows_n], center_d, torch.float64), codebook_kd, center_d)
     return indices_n
+
+
+def _zero_codes(codebook_kd: Tensor) -> Tensor:
+    """The ascending indices (p,) of codes that are exactly zero."""
+    # The first channel tells most codebooks at once.
+    zeros_k = codebook_kd[:, 0] == 0
+    if zeros_k.any():
+        zeros_k &= torch.linalg.vector_norm(codebook_kd, torch.inf, dim=1) == 0
+    return zeros_k.nonzero()[:, 0]
 
 
 def _rank(z_nd: Tensor, codes: Codes, rows_n: Tensor, indices_n: Tensor) -> Tensor:
