@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from fvq.cli import main
+from fvq.data.crops import center_crop_adm
 from fvq.data.image_table import to_model_range, to_uint8, write_image_table
 from fvq.data.records import ImageRecord
-from fvq.data.sources.folder import scale_and_crop
 from fvq.evaluate.classifier import ImageClassifier, ImageClassifierConfig
 from fvq.evaluate.generator_metrics import evaluate_samples
 from fvq.generate import LlamaGen, LlamaGenConfig, sampling
@@ -178,7 +178,7 @@ def test_reconstruct(fvq, weights, photos):
     status, out, err = fvq("reconstruct", weights / "tokenizer.safetensors", photos, "--out", "out/grid.png")
     assert status == 0 and err == ""
     names = ["a.png", "b.jpg", "e.bmp", "sub/c.PNG", "sub/d.webp"]
-    original = np.stack([scale_and_crop(Image.open(photos / name).convert("RGB"), SIZE) for name in names])
+    original = np.stack([center_crop_adm(Image.open(photos / name).convert("RGB"), SIZE) for name in names])
     indices = tokenizer.encode(to_model_range(torch.from_numpy(original).permute(0, 3, 1, 2)))
     reconstruction = to_uint8(tokenizer.decode(indices)).permute(0, 2, 3, 1).numpy()
     difference = original.astype(float) - reconstruction

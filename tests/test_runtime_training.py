@@ -245,18 +245,48 @@ def test_states_come_back_as_they_were(tmp_path):
 
 def test_the_newest_two_states_stay(tmp_path):
     folder = CheckpointFolder(tmp_path)
-    for step in (5, 10, 100_000_000, 15):
+    for step in (5, 10, 99_999_999, 100_000_000):
         folder.save(step, {"step": step})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-00000015.pt",
-        "step-00000015.sha256",
         "step-100000000.pt",
         "step-100000000.sha256",
+        "step-99999999.pt",
+        "step-99999999.sha256",
     ]
     assert folder.latest() == (100_000_000, {"step": 100_000_000})
     folder.clear()
     assert not tmp_path.exists()
     folder.clear()
+
+
+def test_damaged_later_states_and_what_killed_processes_left_make_room(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for step in (5, 10, 15):
+        folder.save(step, {"step": step})
+    (tmp_path / "step-00000015.pt").write_bytes(b"damaged")
+    (tmp_path / ".step-00000015.pt.0123abcd.tmp.pt").write_bytes(b"half a state")
+    assert folder.latest() == (10, {"step": 10})
+    folder.save(12, {"step": 12})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("step-00000010.pt", "step-00000010.sha256", "step-00000012.pt", "step-00000012.sha256")
+    }
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with (
+        CheckpointFolder(tmp_path).locked(),
+        pytest.raises(UserError, match=r": another process trains here at this moment; wait for it or stop it$"),
+    ):
+        train(tmp_path)
+    assert_same(train(tmp_path), train())
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    """Where its result could not be written, the next one needs to write only."""
+    expected = train(tmp_path)
+    again = train(tmp_path)
+    assert again[2] == []
+    assert_same(again, expected)
 
 
 def test_a_recipe_is_known_by_all_of_it():

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from fvq.cli.grid import amplified_error, draw_grid
 from fvq.cli.images import list_files, read_files
 from fvq.cli.output import check_output, tell_written
 from fvq.evaluate.images import in_batches
@@ -13,11 +12,9 @@ from fvq.evaluate.reconstruction import psnr_rgb
 from fvq.quantize.usage import code_counts, usage_figures
 from fvq.runtime.devices import best_device, use_cores
 from fvq.runtime.files import write_atomically
+from fvq.runtime.picture import draw_reconstructions
 from fvq.tokenizer import Tokenizer
 from fvq.tokenizer.inference import reconstruct
-
-_COLUMNS = 8
-_ERROR_FACTOR = 4
 
 
 def reconstruct_images(
@@ -35,15 +32,8 @@ def reconstruct_images(
     usage = usage_figures(code_counts(indices, tokenizer.config.codebook_size))
 
     chosen = torch.linspace(0, len(original) - 1, min(shown, len(original))).round().long()
-    triples = original[chosen], reconstruction[chosen]
-    rows = [
-        part
-        for originals, reconstructions in zip(*(images.split(_COLUMNS) for images in triples), strict=True)
-        for part in (originals, reconstructions, amplified_error(originals, reconstructions, _ERROR_FACTOR))
-    ]
-    names = ["original", "reconstruction", f"error x{_ERROR_FACTOR}"]
     with write_atomically(out) as temporary:
-        draw_grid(rows, left=names * (len(rows) // len(names))).save(temporary)
+        draw_reconstructions(original[chosen], reconstruction[chosen]).save(temporary)
 
     images = f"{len(original)} image{'s' if len(original) > 1 else ''}"
     print(f"{images} at {size}x{size} pixels, {indices[0].numel()} tokens each")

@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from fvq.cli.grid import draw_grid
 from fvq.cli.output import check_output, provenance_path, tell_written
 from fvq.generate import LlamaGen, SamplingSettings, class_labels, sample_many
 from fvq.runtime.checkpoint import recipe_digest
@@ -21,6 +20,7 @@ from fvq.runtime.devices import best_device, use_cores
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.files import read_json, sha256_file, write_atomically
 from fvq.runtime.parquet import KEY, unreadable_as_user_errors
+from fvq.runtime.picture import draw_grid
 from fvq.runtime.progress import track
 from fvq.runtime.provenance import Stopwatch, library_versions, write_provenance
 from fvq.tokenizer import Tokenizer
@@ -56,7 +56,8 @@ def sample_images(
     device = best_device()
     model = LlamaGen.load(generator_path).to(device)
     tokenizer = Tokenizer.load(tokenizer_path).to(device)
-    if (model.config.vocabulary_size, model.config.grid) != (tokenizer.config.codebook_size, tokenizer.config.grid):
+    wanted = tokenizer.config.codebook_size, tokenizer.config.index_shape
+    if (model.config.vocabulary_size, model.config.grid) != wanted:
         raise UserError(f"{generator_path}: was trained on tokens of another tokenizer than {tokenizer_path}")
     classes = model.config.classes
     class_names = _class_names(generator_path, names, classes)

@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 
 
+class NotFiniteError(ValueError):
+    """A value is NaN or infinite."""
+
+
 def check_positive(**sizes: int) -> None:
     """Raise ValueError naming a size below 1."""
     for name, value in sizes.items():
@@ -19,8 +23,8 @@ def nearest_sizes(below: int, above: int) -> str:
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Raise ValueError where a value of (…, d) is NaN or infinite."""
+    """Raise NotFiniteError, a ValueError, where a value of (…, d) is NaN or infinite."""
     # A sum is finite only if every value is. Looking at each takes memory, and follows only where the sum overflows.
     for rows in values.split(2**22 // max(1, values[:1].numel()) + 1):
         if not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():
-            raise ValueError(f"{name} holds NaN or infinite values")
+            raise NotFiniteError(f"{name} holds NaN or infinite values")

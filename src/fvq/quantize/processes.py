@@ -8,8 +8,12 @@ from torch import Tensor
 
 def number_of_processes() -> int:
     """Processes of the default group; 1 where there is none."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1
+    return torch.distributed.get_world_size() if _grouped() else 1
+
+
+def process_number() -> int:
+    """This process's place in the default group, from 0."""
+    return torch.distributed.get_rank() if _grouped() else 0
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -50,3 +54,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         return sum_over_processes(gradient)
+
+
+def _grouped() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fvq.quantize.checks import check_positive
-from fvq.quantize.processes import sum_over_processes
+from fvq.quantize.processes import process_number, sum_over_processes
 
 
 def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
@@ -77,12 +77,12 @@ class UsageCounter:
         self.counts.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The counts."""
-        return {"counts": self.counts}
+        """The counts of all processes together; every process must call it."""
+        return {"counts": sum_over_processes(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Tensor], /) -> None:
-        """Go on from saved counts."""
-        self.counts.copy_(state["counts"])
+        """Go on from saved counts, which the first process takes."""
+        self.counts.copy_(state["counts"] if process_number() == 0 else torch.zeros_like(self.counts))
 
 
 class SlidingUsage:

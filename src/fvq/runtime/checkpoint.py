@@ -1,17 +1,20 @@
 """Resume states of interrupted runs. They live outside the stages' outputs and are keyed by a digest of the recipe."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fvq.runtime.errors import UserError
 from fvq.runtime.files import sha256_file, write_atomically
 
 
@@ -42,27 +45,49 @@ class CheckpointFolder:
         self.keep = keep
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the state after ``step`` steps and drop all but the newest ``keep``."""
+        """Write the state after ``step`` steps; drop later ones, which are damaged, and all but the newest ``keep``."""
         path = self.folder / f"step-{step:08d}.pt"
         with write_atomically(path) as temporary:
             _write(dict(state), temporary)
             digest = sha256_file(temporary)
         with write_atomically(path.with_suffix(".sha256")) as temporary:
             temporary.write_text(digest)
-        for _, old in self._saved()[self.keep :]:
+        for left in self.folder.glob(".step-*.tmp*"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        later = [path for number, path in self._saved() if number > step]
+        for old in later + [path for _, path in self._saved()[len(later) + self.keep :]]:
             old.unlink(missing_ok=True)
             old.with_suffix(".sha256").unlink(missing_ok=True)
 
-    def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest undamaged (steps done, state), or None where there is none."""
+    def latest(self, *, loud: bool = True) -> tuple[int, dict[str, Any]] | None:
+        """The newest undamaged (steps done, state), or None where there is none; ``loud`` says what is damaged."""
         saved = self._saved()
         for step, path in saved:
             digest = path.with_suffix(".sha256")
             if digest.is_file() and digest.read_bytes().strip() == sha256_file(path).encode():
                 return step, torch.load(path, map_location="cpu", weights_only=True)
             before = "going back to the state before it" if path != saved[-1][1] else "starting anew"
-            print(f"fvq: {path} is damaged; {before}", file=sys.stderr)
+            if loud:
+                print(f"fvq: {path} is damaged; {before}", file=sys.stderr)
         return None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; UserError where one does. The lock ends with its process.
+
+        File systems without locks are left without.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.folder}: another process trains here at this moment; wait for it or stop it"
+                ) from None
+            except OSError:
+                pass
+            yield
 
     def clear(self) -> None:
         """Remove the folder: the run is finished."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from fvq.runtime.interruption import REQUEUE_STATUS, Interrupted
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -79,9 +81,16 @@ def _expectation(kind: str, message: str) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn mendable errors into one line on standard error and exit status 1; ``FVQ_TRACEBACK=1`` shows where from."""
+    """Turn mendable errors into one line on standard error and exit status 1; ``FVQ_TRACEBACK=1`` shows where from.
+
+    A run that a scheduler's signal stopped exits with status 75: the same command goes on.
+    """
     try:
         yield
+    except Interrupted as stop:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(f"fvq: {stop}", file=sys.stderr)
+        raise SystemExit(REQUEUE_STATUS) from None
     except (UserError, OSError, MemoryError) as error:
         if os.environ.get("FVQ_TRACEBACK"):
             raise

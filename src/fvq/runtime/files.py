@@ -46,6 +46,15 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
         _remove(temporary)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder but for hidden files, whole or not at all; one that is not there gives an empty one."""
+    with write_atomically(target) as temporary:
+        if source.is_dir():
+            shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(".*"))
+        else:
+            temporary.mkdir()
+
+
 def _replace_folder(new: Path, path: Path) -> None:
     """Folders cannot be renamed onto each other: move the old one aside first."""
     old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")

@@ -2,42 +2,133 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 _LINE_EVERY_SECONDS = 30.0
+_RATE_OVER_SECONDS = 15.0
+
+
+class Advance(Protocol):
+    """What ``track`` yields: so many more are done; a note stays until the next one."""
+
+    def __call__(self, count: int, note: str = "") -> None: ...
 
 
 @contextmanager
-def track(description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yield ``advance(count)``. A bar with rate and time left on a terminal, else a line every half minute."""
+def track(
+    description: str, total: int, done: int = 0, *, unit: str | None = None, per_step: int = 1, hidden: bool = False
+) -> Iterator[Advance]:
+    """Yield ``advance(count, note="")``. A bar on a terminal, else a line every half minute.
+
+    Both tell what is done of ``total``, the rate over the last seconds, the time left at that rate, and the latest
+    note; the bar the time passed, too.
+
+    Args:
+        description: what is being done.
+        total: counts until the end.
+        done: counts that an interrupted run did before; they are no part of the rate.
+        unit: what the rate counts, such as ``images``.
+        per_step: how many of them a count is; more than one calls the counts steps.
+        hidden: print nothing, as all processes but the first must.
+    """
+    if hidden:
+        yield lambda count, note="": None
+        return
+    pace = _Pace(total, done, unit, per_step)
     console = Console(file=sys.stderr)
     if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), _PaceColumn(pace))
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task(description, total=total, completed=done)
-            yield lambda count: progress.advance(task, count)
+
+            def move(count: int, note: str = "") -> None:
+                pace.advance(count, note)
+                progress.advance(task, count)
+
+            yield move
         return
 
-    started = last = time.monotonic()
-    first, position = done, done
+    last = time.monotonic()
 
-    def advance(count: int) -> None:
-        nonlocal last, position
-        position += count
+    def tell(count: int, note: str = "") -> None:
+        nonlocal last
+        pace.advance(count, note)
         now = time.monotonic()
-        if now - last >= _LINE_EVERY_SECONDS and position < total:
+        if now - last >= _LINE_EVERY_SECONDS and pace.done < total:
             last = now
-            left = (now - started) / (position - first) * (total - position)
-            print(f"{description}: {position}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+            facts = (pace.position(), pace.rate(), pace.note, pace.time_left())
+            print(f"{description}: {', '.join(filter(None, facts))}", file=sys.stderr, flush=True)
 
-    yield advance
+    yield tell
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, in its two largest units: 38 s, 2 min 10 s, 3 h 12 min, 2 d 4 h."""
+    whole, minutes, hours = (round(seconds / unit) for unit in (1, 60, 3600))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+class _Pace:
+    """How far and how fast, as text."""
+
+    def __init__(self, total: int, done: int, unit: str | None, per_step: int) -> None:
+        self.total, self.done, self.unit, self.per_step = total, done, unit, per_step
+        self.note = ""
+        self.started = self.now = time.monotonic()
+        self._points = deque([(self.started, done)])  # times and what was done by then
+
+    def advance(self, count: int, note: str) -> None:
+        self.done += count
+        self.note = note or self.note
+        self.now = time.monotonic()
+        # At thousands of counts a second, not a point for each.
+        if self.now - self._points[-1][0] >= _RATE_OVER_SECONDS / 100:
+            self._points.append((self.now, self.done))
+        while len(self._points) > 2 and self.now - self._points[1][0] >= _RATE_OVER_SECONDS:
+            self._points.popleft()
+
+    def position(self) -> str:
+        counted = "steps" if self.per_step > 1 else self.unit
+        return f"{self.done:,}/{self.total:,}" + (f" {counted}" if counted else "")
+
+    def rate(self) -> str:
+        """Empty until something is done."""
+        per_second = self._per_second() * self.per_step
+        if not per_second:
+            return ""
+        number = f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+        return f"{number} {self.unit}/s" if self.unit else f"{number}/s"
+
+    def time_left(self) -> str:
+        """Empty until something is done."""
+        per_second = self._per_second()
+        return f"{duration((self.total - self.done) / per_second)} left" if per_second else ""
+
+    def _per_second(self) -> float:
+        then, done = self._points[0]
+        return (self.done - done) / (self.now - then) if self.now > then else 0.0
+
+
+class _PaceColumn(ProgressColumn):
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        pace = self._pace
+        passed = f"{duration(time.monotonic() - pace.started)} so far"
+        # Wrapped on a narrow terminal, and nothing cut off.
+        return Text(", ".join(filter(None, (pace.position(), pace.rate(), pace.note, pace.time_left(), passed))))

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 _TILE = 128  # pixels: smaller images are enlarged, by a whole factor, to this side or nearly
 _GAP = 4
 _TEXT = 14
+_COLUMNS = 8
+_ERROR_FACTOR = 4
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
@@ -42,7 +43,13 @@ def draw_grid(rows: Sequence[Tensor], *, left: Sequence[str] = (), top: Sequence
     return picture
 
 
-def amplified_error(original: Tensor, reconstruction: Tensor, factor: int) -> Tensor:
-    """Absolute difference times ``factor``, of images uint8 of one shape, as uint8 of it; clipped at 255."""
-    error = (original.to(torch.int32) - reconstruction.to(torch.int32)).abs() * factor
-    return error.clamp(max=255).to(torch.uint8)
+def draw_reconstructions(original_bchw: Tensor, reconstruction_bchw: Tensor) -> Image.Image:
+    """Images uint8 (B, 3, H, W), eight in a row, with their reconstructions and the errors, four times as large, below.
+
+    An error is the absolute difference of a value, clipped at 255.
+    """
+    error_bchw = (original_bchw.int() - reconstruction_bchw.int()).abs().mul(_ERROR_FACTOR).clamp(max=255).byte()
+    parts = (images.split(_COLUMNS) for images in (original_bchw, reconstruction_bchw, error_bchw))
+    rows = [row for rows in zip(*parts, strict=True) for row in rows]
+    names = ["original", "reconstruction", f"error x{_ERROR_FACTOR}"]
+    return draw_grid(rows, left=names * (len(rows) // len(names)))
