@@ -1,4 +1,4 @@
-"""Folders of class folders: what is read, how it is cropped, what is refused."""
+"""Folders of class folders: what is read, and what is refused."""
 
 import io
 from itertools import chain
@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fvq.data.crops import center_crop_adm
+from fvq.data.decoding import read_rgb_image
 from fvq.data.settings import ImageFolder
-from fvq.data.sources.folder import open_folder, read_rgb_image, scale_and_crop
+from fvq.data.sources.folder import open_folder
 from fvq.runtime.errors import UserError
 
 
-def noise(width, height, mode="RGB", seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def settings_for(folder, **changes):
@@ -44,7 +45,7 @@ def test_classes_are_the_sorted_folders_and_each_is_split(tmp_path):
     assert len(set(sources)) == 16 and "cat/UPPER.JPEG" in sources
     for row in train + validation:
         assert row.source.split("/")[0] == source.classes[row.label]
-        expected = scale_and_crop(read_rgb_image(tmp_path / row.source), 8)
+        expected = center_crop_adm(read_rgb_image(tmp_path / row.source), 8)
         np.testing.assert_array_equal(np.asarray(row.image), np.asarray(expected))
     again = open_folder(settings_for(tmp_path), seed=1)
     assert [row.source for row in again.train] == [row.source for row in train]
@@ -104,49 +105,3 @@ def test_truncated_image_is_refused_by_name(tmp_path, extension):
         with pytest.raises(UserError, match=rf"^.*cut\.{extension}: not a readable image \(.+\)$") as caught:
             list(chain(source.train, source.validation))
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr"])
-def test_pixel_modes_become_rgb(tmp_path, mode):
-    image = Image.new("RGB", (6, 5), (0, 0, 0)).convert(mode)
-    image.save(tmp_path / "image.tif")
-    converted = read_rgb_image(tmp_path / "image.tif")
-    assert (converted.mode, converted.size) == ("RGB", (6, 5))
-    assert np.asarray(converted).max() <= 1
-
-
-def test_palette_with_transparency_and_16_bit_grey(tmp_path):
-    palette = Image.new("P", (4, 4), 1)
-    palette.putpalette([0, 0, 0, 200, 100, 50])
-    palette.save(tmp_path / "palette.png", transparency=b"\x00\x80")
-    assert read_rgb_image(tmp_path / "palette.png").getpixel((2, 2)) == (200, 100, 50)
-    deep = np.array([[0, 0x1234], [0x8000, 0xFFFF]], dtype=np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(np.asarray(read_rgb_image(tmp_path / "deep.png"))[..., 0], deep >> 8)
-    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(UserError, match=r"float\.tif: .* no fixed range"):
-        read_rgb_image(tmp_path / "float.tif")
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    image = Image.new("RGB", (40, 20), "black")
-    image.paste("white", (0, 0, 20, 20))  # left half
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by a quarter clockwise: the left half comes to the top
-    image.save(tmp_path / "turned.png", exif=exif)
-    pixels = np.asarray(read_rgb_image(tmp_path / "turned.png"))
-    assert pixels.shape == (40, 20, 3)
-    assert pixels[:20].min() == 255 and pixels[20:].max() == 0
-
-
-@pytest.mark.parametrize("width,height", [(8, 8), (100, 37), (33, 90), (5, 7), (9, 8), (3000, 9)])
-def test_crop_is_the_centre_square_of_the_asked_size(width, height):
-    assert scale_and_crop(noise(width, height), 8).size == (8, 8)
-
-
-def test_crop_shows_the_centre_at_the_right_scale():
-    stripes = np.zeros((64, 128, 3), np.uint8)
-    stripes[:, 32:96] = 255  # exactly the centre square
-    assert np.asarray(scale_and_crop(Image.fromarray(stripes), 16)).min() >= 250
-    unscaled = np.asarray(noise(20, 16))
-    np.testing.assert_array_equal(np.asarray(scale_and_crop(Image.fromarray(unscaled), 16)), unscaled[:, 2:18])

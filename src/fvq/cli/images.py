@@ -8,9 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fvq.data.image_table import ImageTable
+from fvq.data.crops import center_crop_adm
+from fvq.data.decoding import read_rgb_image
+from fvq.data.open import open_images
 from fvq.data.records import map_in_threads
-from fvq.data.sources.folder import EXTENSIONS, read_rgb_image, scale_and_crop
+from fvq.data.sources.folder import EXTENSIONS
 from fvq.runtime.errors import UserError
 from fvq.runtime.progress import track
 
@@ -49,7 +51,7 @@ def read_files(files: Sequence[Path], size: int | None) -> Tensor:
 
     def read(file: Path) -> NDArray[np.uint8]:
         image = read_rgb_image(file)
-        return np.asarray(image if size is None else scale_and_crop(image, size)).transpose(2, 0, 1)
+        return np.asarray(image if size is None else center_crop_adm(image, size)).transpose(2, 0, 1)
 
     images_nchw: NDArray[np.uint8] | None = None
     with track("reading images", len(files)) as advance:
@@ -90,7 +92,7 @@ def read_image_set(path: Path, size: int | None) -> Tensor:
             advance(count)
         return torch.from_numpy(images_nhwc).permute(0, 3, 1, 2).contiguous()
     if path.suffix.lower() == ".parquet":
-        table = ImageTable.open(path)
+        table = open_images(path)
         with track(f"reading {path.name}", len(table)) as advance:
             images = table.images()
             advance(len(table))

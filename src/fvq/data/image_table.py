@@ -1,7 +1,7 @@
 """The Parquet table of labelled images: writing it as a stream, reading it with every row checked."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -158,6 +158,17 @@ class ImageTable:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __reduce__(self) -> tuple[Callable[[Path], "ImageTable"], tuple[Path]]:
+        return type(self).open, (self.path,)  # worker processes open the file anew
+
+    crop_note = ""
+    """What a figure's protocol says of the centre crop: nothing, for images are stored as they are used."""
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether the decoded images are kept."""
+        return len(self) * 3 * self.image_size**2 <= CACHE_LIMIT
+
     def images(self, indices: Tensor | Sequence[int] | None = None) -> Tensor:
         """The images at ``indices`` (B,), or all, as uint8 (B, 3, H, W).
 
@@ -168,7 +179,7 @@ class ImageTable:
             UserError: an image that is missing, damaged or of another size; it names the file and the row.
             IndexError: an index outside the table.
         """
-        if self._decoded is None and len(self) * 3 * self.image_size**2 <= CACHE_LIMIT:
+        if self._decoded is None and self.fits_in_memory:
             self._decoded = self._decode(np.arange(len(self)))
         if indices is None:
             return self._decode(np.arange(len(self))) if self._decoded is None else self._decoded

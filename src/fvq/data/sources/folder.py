@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from fvq.data.crops import center_crop_adm
+from fvq.data.decoding import read_rgb_image
 from fvq.data.records import ImageRecord, ImageSource, map_in_threads
 from fvq.data.settings import ImageFolder
 from fvq.data.split import split_by_class
@@ -53,7 +54,7 @@ def open_folder(settings: ImageFolder, seed: int) -> ImageSource:
     def records(paths: list[str], labels: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[ImageRecord]:
         def read(row: int) -> ImageRecord:
             image = read_rgb_image(root / paths[row])
-            return ImageRecord(scale_and_crop(image, settings.image_size), int(labels[row]), paths[row])
+            return ImageRecord(center_crop_adm(image, settings.image_size), int(labels[row]), paths[row])
 
         yield from map_in_threads(read, rows.tolist())
 
@@ -86,34 +87,3 @@ def _flatten(root: Path, folder: Path, images: dict[str, list[str]]) -> tuple[li
     prefix = folder.relative_to(root)
     paths = [(prefix / name / image).as_posix() for name, names in images.items() for image in names]
     return paths, np.repeat(np.arange(len(images)), [len(names) for names in images.values()])
-
-
-def read_rgb_image(path: Path) -> Image.Image:
-    """The image in RGB, turned as its EXIF record says, transparency dropped. UserError naming a damaged file."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            turned = ImageOps.exif_transpose(image)
-        if turned.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
-            return Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8)).convert("RGB")
-        if turned.mode in ("I", "F"):
-            raise ValueError(f"pixels of Pillow's mode {turned.mode} have no fixed range")
-        if "transparency" in turned.info:
-            turned = turned.convert("RGBA")
-        return turned.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError(f"{path}: not a readable image ({' '.join(str(error).split())})") from error
-
-
-def scale_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to ``size`` and cut the centre square, as ``center_crop_arr`` of guided-diffusion does.
-
-    Halvings with a box filter while at least twice the size is left, then bicubic (Dhariwal and Nichol, 2021,
-    https://github.com/openai/guided-diffusion, image_datasets.py).
-    """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
