@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import compose_and_dump
 
 from fvq.config import PublishedExtractor, StudyExtractor, load_parameters
 from fvq.runtime.errors import UserError
@@ -25,6 +26,15 @@ ROW = {
     "bridge": None,
 }
 BRIDGE = {"patch": None, "width": None, "depth": 2, "heads": 4, "layout": "grid", "block": "vit"}
+EVALUATION_SET = {
+    "images": "coco",
+    "image_size": 32,
+    "center_crop": "plain",
+    "turn_by_exif": False,
+    "unreadable": "stop",
+}
+RESIDUAL = {**ROW, "label": "RQ", "quantizer": "residual", "bridge": BRIDGE, "options": {"inner": "fvq", "depth": 3}}
+MULTISCALE = {**ROW, "label": "VAR", "quantizer": "multiscale", "options": {"scales": [1, 2, 5, 8]}}
 GENERATOR = {"label": "LlamaGen", "tokenizer": "vq", "width": 96, "depth": 3, "heads": 4}
 CONTENT = {
     "study": "smoke-photos",
@@ -48,6 +58,8 @@ CONTENT = {
         "crop_side_max": 56,
         "short_side_max": 512,
     },
+    "evaluation_sets": {},
+    "evaluated_elsewhere": [],
     "train_extractor": {
         "name": "photos",
         "steps": 3,
@@ -61,17 +73,23 @@ CONTENT = {
     },
     "train_tokenizer": {
         "batch_size": 32,
+        "accumulate": 1,
+        "precision": "float32",
         "learning_rate": 3e-3,
+        "reference_batch_size": None,
         "betas": [0.9, 0.95],
         "gradient_clip": 1.0,
+        "ema_decay": None,
         "reconstruction_weight": 1.0,
         "perceptual_weight": 0.0,
         "perceptual_weights": None,
         "adversarial_weight": 0.0,
         "adversarial_start": 0,
         "commitment_weight": 0.25,
+        "crop": None,
         "flip": True,
         "log_every": 25,
+        "grid_every": 0,
         "probe_images": 4,
         "channels": 32,
         "multipliers": {4: [1], 8: [1, 2]},
@@ -170,11 +188,49 @@ def test_what_rows_and_shared_blocks_make_together(load):
     assert (generator.vocabulary_size, generator.grid, generator.classes) == (1024, (8, 8), 7)
 
 
+def test_rows_of_quantizers_that_compose_others(load):
+    parameters = load({"rows.rq": RESIDUAL, "rows.var": MULTISCALE})
+    residual, multiscale = parameters.tokenizer_config("rq"), parameters.tokenizer_config("var")
+    assert (residual.grid, residual.index_shape, residual.tokens) == ((8, 8), (8, 8, 3), 192)
+    assert (multiscale.grid, multiscale.index_shape) == ((8, 8), (1 + 4 + 25 + 64,))
+
+
+def test_the_scale_of_the_paper_composes(tmp_path):
+    root = Path(__file__).parents[1]
+    compose_and_dump(tmp_path / "params.yaml", str(root / "conf"), None, "config", "conf", ["scale=imagenet"])
+    parameters = load_parameters(tmp_path / "params.yaml")
+    shapes = {row: parameters.tokenizer_config(row).index_shape for row in parameters.rows}
+    # Table 4: 8×8×4 and 680 tokens of 16,384 codes with 256 channels.
+    assert (shapes.pop("rq_fvq"), shapes.pop("var_fvq")) == ((8, 8, 4), (680,))
+    assert all(shape in ((16, 16), (32, 32)) for shape in shapes.values())
+    for row in ("rq_fvq", "var_fvq"):
+        assert (parameters.rows[row].codebook_size, parameters.rows[row].code_dim) == (16384, 256)
+
+
 def test_either_kind_of_extractor(load):
     assert isinstance(load({}).train_extractor, StudyExtractor)
     published = load({"train_extractor": {"name": "inception-2015", "weights": None}})
     assert published.train_extractor == PublishedExtractor(name="inception-2015", weights=None)
     assert published.model_dump()["train_extractor"] == {"name": "inception-2015", "weights": None}
+
+
+def test_originals_allow_random_crops_and_further_sets(load):
+    originals = {
+        "source": "originals",
+        "train": "photos",
+        "validation": None,
+        "validation_fraction": 0.1,
+        "development_kit": None,
+        "image_size": 32,
+        "center_crop": "adm",
+        "turn_by_exif": True,
+        "unreadable": "skip",
+        "unpack_folder": None,
+    }
+    changes = {"prepare_data": originals, "train_tokenizer.crop": [0.8, 1.0]}
+    parameters = load({**changes, "evaluation_sets": {"coco": EVALUATION_SET}, "evaluated_elsewhere": ["fvq"]})
+    assert parameters.train_tokenizer.crop == (0.8, 1.0)
+    assert parameters.evaluation_sets["coco"].center_crop == "plain"
 
 
 def test_any_source_of_images(load):
@@ -234,8 +290,8 @@ WRONG = [
     # choices
     (
         {"rows.vq.quantizer": "vqq"},
-        "rows.vq.quantizer: should be 'vq', 'vq-ema', 'vq-l2', 'linear', 'simvq', 'mlp5', 'fvq', 'cvq', 'ibq', 'lfq' "
-        "or 'fsq', not 'vqq'",
+        "rows.vq.quantizer: should be 'vq', 'vq-ema', 'vq-l2', 'linear', 'simvq', 'mlp5', 'fvq', 'cvq', 'ibq', 'lfq', "
+        "'fsq', 'residual' or 'multiscale', not 'vqq'",
     ),
     ({"rows.fvq.bridge.layout": "gird"}, "rows.fvq.bridge.layout: should be 'grid' or 'sequence', not 'gird'"),
     ({"sample.labels": "all"}, "sample.labels: should be 'balanced' or 'uniform', not 'all'"),
@@ -250,7 +306,7 @@ WRONG = [
     ({"prepare_data.crop_side_max": 8}, "prepare_data: crop_side_min 32 is above crop_side_max 8"),
     (
         {"prepare_data.source": "photo"},
-        "prepare_data.source: should be one of 'photos', 'digits', 'folder', not 'photo'",
+        "prepare_data.source: should be one of 'photos', 'digits', 'folder', 'originals', not 'photo'",
     ),
     ({"prepare_data.source": GONE}, "prepare_data.source: is missing"),
     ({"prepare_data": None}, "prepare_data: should be a mapping of keys to values, not None"),
@@ -277,6 +333,21 @@ WRONG = [
     ({"rows.fvq.bridge.patch": 8}, "rows.fvq: the grid layout needs a square patch (1, 4, 16, 64, …), not 8"),
     ({"rows.fvq.bridge.heads": 5}, "rows.fvq: width 32 is not divisible by 5 heads"),
     ({"rows.fvq.bridge": None}, "rows.fvq: bridge must not be null for quantizer fvq"),
+    (
+        {"train_tokenizer.crop": [0.8, 1.0]},
+        "train_tokenizer.crop: needs prepare_data.source originals, others hold squares; use null",
+    ),
+    ({"train_tokenizer.accumulate": 3}, "train_tokenizer: batch_size 32 is not divisible by accumulate 3"),
+    ({"train_tokenizer.precision": "half"}, "train_tokenizer.precision: should be 'float32' or 'bfloat16', not 'half'"),
+    ({"evaluated_elsewhere": ["vq"]}, "evaluated_elsewhere: names rows, and evaluation_sets is empty"),
+    (
+        {"evaluated_elsewhere": ["vqq"], "evaluation_sets": {"coco": EVALUATION_SET}},
+        "evaluated_elsewhere: there is no row vqq",
+    ),
+    (
+        {"evaluation_sets": {"coco": {**EVALUATION_SET, "image_size": 64}}},
+        "evaluation_sets.coco.image_size: must be prepare_data's 32, not 64",
+    ),
     ({"small_experiments.sizes_row": "vq"}, "small_experiments.sizes_row: vq is no row of the quantizer fvq"),
     (
         {"small_experiments.sizes": [64, 50]},
@@ -291,6 +362,33 @@ WRONG = [
         {"small_experiments.toy_runs": [{"label": "a", "quantizer": "lfq", "options": {}}]},
         "small_experiments.toy_runs: a",
     ),
+    (
+        {"small_experiments.toy_runs": [{"label": "a", "quantizer": "residual", "options": {}}]},
+        "small_experiments.toy_runs.0.quantizer: should be 'vq', 'vq-ema', 'vq-l2', 'linear', 'simvq', 'mlp5', 'fvq', "
+        "'cvq', 'ibq', 'lfq' or 'fsq', not 'residual'",
+    ),
+    (
+        {"small_experiments.sizes_row": "rq", "rows.rq": RESIDUAL},
+        "small_experiments.sizes_row: rq is no row of the quantizer fvq",
+    ),
+    (
+        {"rows.rq": {**RESIDUAL, "bridge": None}},
+        "rows.rq: bridge must not be null for quantizer residual with the inner quantizer fvq",
+    ),
+    ({"rows.rq": {**RESIDUAL, "options": {"inner": "fsq"}}}, "rows.rq: inner must be vq, linear, simvq, mlp5 or fvq"),
+    (
+        {"rows.var": {**MULTISCALE, "options": {"scales": [1, 2, 4]}}},
+        "rows.var: the last of scales is 4, and the token grid's side is 8 (image_size 32 over the ratio 4)",
+    ),
+    (
+        {"rows.rq": RESIDUAL, "generators.vq.tokenizer": "rq", "cached_rows": ["rq"]},
+        "generators.vq: LlamaGen learns one index a place, and the row rq has the quantizer residual, which gives",
+    ),
+    (
+        {"rows.var": MULTISCALE, "generators.vq.tokenizer": "var", "cached_rows": ["var"]},
+        "generators.vq: LlamaGen learns one index a place, and the row var has the quantizer multiscale, which gives",
+    ),
+    ({"rows.rq": RESIDUAL, "cached_rows": ["vq", "rq"]}, "cached_rows: must name the generators' rows once each: vq"),
     ({"rows.vq.options": {"depth": 3}}, "rows.vq: quantizer 'vq' has no option depth; its options are commitment_w"),
     ({"rows.vq.bridge": BRIDGE}, "rows.vq: bridge must be null for quantizer vq"),
     ({"rows.vq.ratio": 16}, "rows.vq: train_tokenizer.multipliers has no entry for ratio 16"),

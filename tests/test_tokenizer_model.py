@@ -13,7 +13,7 @@ from fvq.runtime.errors import UserError
 from fvq.runtime.weights import load_weights, save_weights
 from fvq.tokenizer import Tokenizer, TokenizerConfig, freezing
 from fvq.tokenizer.architecture import AttentionBlock, Decoder, Encoder, ResidualBlock
-from fvq.tokenizer.config import QuantizerName
+from fvq.tokenizer.config import OneIndexQuantizerName
 from fvq.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from fvq.tokenizer.freezing import compare_tokenizers, freeze_tokenizer
 
@@ -26,7 +26,7 @@ ARCHITECTURE = {
     "pixel_shuffle": 2,
 }
 BRIDGE = {"patch": None, "width": None, "depth": 1, "heads": 2, "layout": "grid", "block": "vit"}
-QUANTIZERS = get_args(QuantizerName)
+QUANTIZERS = get_args(OneIndexQuantizerName)
 OPTIONS = {"lfq": {"code_dim": 6}, "fsq": {"code_dim": 3, "options": {"levels": (4, 4, 4)}}, "cvq": {}}
 
 
@@ -64,6 +64,20 @@ def uint8_images(count=6, side=16):
 
 
 IMAGES = uint8_images() / 127.5 - 1
+
+
+class Images:
+    """Images as a table gives them; the sizes of the batches that were asked for."""
+
+    def __init__(self, images):
+        self.everything, self.asked = images, []
+
+    def __len__(self):
+        return len(self.everything)
+
+    def images(self, indices):
+        self.asked.append(len(indices))
+        return self.everything[indices]
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -271,7 +285,8 @@ def test_attention_is_over_all_positions():
         ({"quantizer": "vq", "bridge": BRIDGE}, "bridge must be null for quantizer vq"),
         ({"options": {"depht": 3}}, "quantizer 'fvq' has no option depht; its options are commitment_weight, "),
         ({"quantizer": "fsq", "bridge": None, "options": {}}, "no default levels"),
-        ({"quantizer": "residual", "bridge": None}, "Input should be 'vq', 'vq-ema', "),
+        ({"quantizer": "vqgan-lc", "bridge": None}, "Input should be 'vq', 'vq-ema', "),
+        ({"options": {"depth": 3}}, "option depth belongs to the bridge"),
         ({"code_dim": 9}, "width 9 is not divisible by 2 heads"),
         ({"codebook_size": 1}, "greater than or equal to 2"),
         ({"architecture": {"multipliers": ()}}, "at least 1 item"),
@@ -282,13 +297,29 @@ def test_configurations_that_do_not_fit(changes, message):
         config(**changes)
 
 
+def test_the_configuration_in_weight_files():
+    """Files hold it word for word: what is added here changes the bytes of every tokenizer."""
+    assert config(code_dim=4).model_dump(mode="json") == {
+        "image_size": 16,
+        "architecture": {**ARCHITECTURE, "multipliers": [1, 2]},
+        "quantizer": "fvq",
+        "codebook_size": 64,
+        "code_dim": 4,
+        "commitment_weight": 0.25,
+        "bridge": BRIDGE,
+        "options": {},
+        "frozen": False,
+    }
+
+
 def test_freezing_is_proven_on_images():
-    model, images = tokenizer(), uint8_images()
-    frozen, comparison = freeze_tokenizer(model, images)
+    model, table = tokenizer(), Images(uint8_images())
+    frozen, comparison = freeze_tokenizer(model, table)
     assert comparison == {"images": 6, "tokens": 96, "changed_tokens": 0, "largest_difference": 0.0}
     assert frozen.config.frozen
-    by_two = compare_tokenizers(model, frozen, images, batch_size=4)
-    assert by_two == comparison
+    assert table.asked == [6]
+    assert compare_tokenizers(model, frozen, table, batch_size=4) == comparison
+    assert table.asked == [6, 4, 2]
 
 
 def other_codes(frozen):
@@ -322,7 +353,7 @@ def test_freezing_that_changes_something_is_refused(monkeypatch, tamper, message
 
     monkeypatch.setattr(freezing.Tokenizer, "freeze", freeze)
     with pytest.raises(UserError, match=message):
-        freeze_tokenizer(tokenizer(), uint8_images())
+        freeze_tokenizer(tokenizer(), Images(uint8_images()))
 
 
 @pytest.mark.parametrize(("side", "patches"), [(24, 1), (32, 2), (256, 30)])

@@ -14,22 +14,30 @@ from fvq.data.records import ImageRecord
 from fvq.evaluate.pretrained import VGG16_FILE
 from fvq.runtime.errors import UserError
 from fvq.runtime.schedule import Schedule
-from fvq.tokenizer import training
-from fvq.tokenizer.training import TokenizerTraining, train_tokenizer
+from fvq.tokenizer import step, training
+from fvq.tokenizer.settings import TokenizerTraining
+from fvq.tokenizer.step import TokenizerStep
+from fvq.tokenizer.training import train_tokenizer
 
 SCHEDULE = Schedule(warmup=0.1, warmup_from=0.005, constant=0.3, final=0.01, shape="linear")
 SETTINGS = {
     "batch_size": 8,
+    "accumulate": 1,
+    "precision": "float32",
     "learning_rate": 3e-3,
+    "reference_batch_size": None,
     "betas": (0.9, 0.95),
     "gradient_clip": 1.0,
+    "ema_decay": None,
     "reconstruction_weight": 1.0,
     "perceptual_weight": 0.0,
     "perceptual_weights": None,
     "adversarial_weight": 0.0,
     "adversarial_start": 0,
+    "crop": None,
     "flip": True,
     "log_every": 5,
+    "grid_every": 0,
     "probe_images": 4,
 }
 
@@ -115,14 +123,14 @@ class Interrupted(Exception):
 
 def interrupt_at(monkeypatch, step):
     """Let the run's step of this number fail."""
-    real = training.batch_indices
+    real = training.TrainingBatches.__call__
 
-    def failing(count, batch_size, index, seed):
+    def failing(self, index):
         if index == step:
             raise Interrupted
-        return real(count, batch_size, index, seed)
+        return real(self, index)
 
-    monkeypatch.setattr(training, "batch_indices", failing)
+    monkeypatch.setattr(training.TrainingBatches, "__call__", failing)
 
 
 @pytest.mark.parametrize("quantizer", ["mlp5", "fvq", "vq-ema", "cvq"])
@@ -194,8 +202,8 @@ def test_the_perceptual_term_is_weighted(table, monkeypatch):
         def forward(self, a, b):
             return (a.mean((1, 2, 3), keepdim=True) - b.mean((1, 2, 3), keepdim=True)).square()
 
-    monkeypatch.setattr(training, "find_pretrained", lambda *_: "somewhere")
-    monkeypatch.setattr(training, "load_lpips_network", lambda trunk, path: Blur())
+    monkeypatch.setattr(step, "find_pretrained", lambda *_: "somewhere")
+    monkeypatch.setattr(step, "load_lpips_network", lambda trunk, path: Blur())
     rows = {}
     for weight in (0.0, 1.0, 2.0):
         weighted = settings(perceptual_weight=weight)
@@ -223,10 +231,123 @@ def test_a_training_that_diverges_is_one_line(table):
         train_tokenizer(config("vq"), table, wild, constant, steps=20, seed=0)
 
 
+def test_parts_of_a_batch_give_its_gradients(table):
+    rows = {}
+    for parts in (1, 2, 4):
+        chosen = settings(accumulate=parts, log_every=1)
+        rows[parts] = train_tokenizer(config("fvq"), table, chosen, SCHEDULE, steps=6, seed=0)[1]
+    for parts in (2, 4):
+        for row, whole in zip(rows[parts], rows[1], strict=True):
+            for name in ("loss", "reconstruction", "commitment", "gradient_norm"):
+                assert row[name] == pytest.approx(whole[name], rel=2e-4)
+            assert row["usage_tokens"] == whole["usage_tokens"]
+    assert rows[2] != rows[1]
+
+
+def test_the_learning_rate_is_scaled_without_rounding():
+    assert settings(learning_rate=1e-4, batch_size=32, reference_batch_size=128).scaled_learning_rate == 2.5e-5
+    assert settings(learning_rate=1e-4, batch_size=192, reference_batch_size=128).scaled_learning_rate == pytest.approx(
+        1.5e-4
+    )
+    assert settings(learning_rate=1e-4, batch_size=48).scaled_learning_rate == 1e-4
+
+
+def test_the_scaled_rate_is_the_one_that_trains(table):
+    scaled = settings(learning_rate=6e-3, reference_batch_size=16)
+    plain, history = train_tokenizer(config("vq"), table, settings(), SCHEDULE, steps=3, seed=0)
+    other, other_history = train_tokenizer(config("vq"), table, scaled, SCHEDULE, steps=3, seed=0)
+    assert other_history == history
+    assert torch.equal(other.to_codes.weight, plain.to_codes.weight)
+
+
+def test_the_result_is_the_moving_average_where_asked_for(table):
+    seen = []
+
+    class Watched(TokenizerStep):
+        def __call__(self, *arguments):
+            figures = super().__call__(*arguments)
+            seen.append({name: tensor.clone() for name, tensor in self.tokenizer.state_dict().items()})
+            return figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "TokenizerStep", Watched)
+        averaged, _ = train_tokenizer(config("fvq"), table, settings(ema_decay=0.5), SCHEDULE, steps=4, seed=0)
+    plain, _ = train_tokenizer(config("fvq"), table, settings(), SCHEDULE, steps=4, seed=0)
+    for name, tensor in averaged.state_dict().items():
+        expected = seen[0][name].double()
+        for later in seen[1:]:
+            expected = 0.5 * expected + 0.5 * later[name].double()
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7)
+        # The average watches: the weights themselves go their way.
+        assert torch.equal(seen[-1][name], plain.state_dict()[name])
+
+
+@pytest.mark.parametrize("quantizer", ["fvq", "vq-ema"])
+def test_bfloat16_learns_and_quantizes_in_float32(table, monkeypatch, quantizer):
+    kinds = set()
+
+    def watch(self, index, *arguments):
+        hooks = [
+            self.tokenizer.encoder.register_forward_hook(lambda _, __, out: kinds.add(("encoder", out.dtype))),
+            self.tokenizer.quantizer.register_forward_hook(
+                lambda _, __, out: kinds.add(("quantizer", out.quantized.dtype))
+            ),
+        ]
+        figures = call(self, index, *arguments)
+        for hook in hooks:
+            hook.remove()
+        return figures
+
+    call = TokenizerStep.__call__
+    monkeypatch.setattr(TokenizerStep, "__call__", watch)
+    lower = settings(precision="bfloat16", learning_rate=1e-2)
+    tokenizer, history = train_tokenizer(config(quantizer), table, lower, SCHEDULE, steps=60, seed=0)
+    assert kinds == {("encoder", torch.bfloat16), ("quantizer", torch.float32)}
+    assert history[-1]["reconstruction"] < 0.8 * history[0]["reconstruction"]
+    assert all(tensor.dtype != torch.bfloat16 for tensor in tokenizer.state_dict().values())
+
+
+def test_the_state_before_a_loss_that_is_no_number_is_kept(table, tmp_path, monkeypatch):
+    call = TokenizerStep.__call__
+
+    def poisoned(self, index, *arguments):
+        figures = call(self, index, *arguments)
+        return {**figures, "loss": figures["loss"] * math.nan} if index == 9 else figures
+
+    monkeypatch.setattr(TokenizerStep, "__call__", poisoned)
+    with pytest.raises(UserError) as caught:
+        train_tokenizer(
+            config(), table, settings(log_every=100), SCHEDULE, steps=40, seed=0,
+            checkpoint_folder=tmp_path, checkpoint_every=4,
+        )  # fmt: skip
+    assert str(caught.value) == (
+        "training the tokenizer: loss is nan at step 12; a smaller learning rate may help; "
+        f"the state after step 8 is kept in {tmp_path}"
+    )
+    assert {path.name for path in tmp_path.glob("*.pt")} == {"step-00000004.pt", "step-00000008.pt"}
+
+
+def test_dying_codes_are_told_once(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training.UsageWatch, "add", lambda self, row: f"row {row['step']}" if row["step"] > 2 else None)
+    recipe = {"steps": 6, "seed": 0, "checkpoint_folder": tmp_path, "checkpoint_every": 2}
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_at(patch, 4)
+        train_tokenizer(config(), table, settings(log_every=2), SCHEDULE, **recipe)
+    train_tokenizer(config(), table, settings(log_every=2), SCHEDULE, **recipe)
+    told = [f"fvq: training the tokenizer: row {step}" for step in (4, 6)]
+    assert capsys.readouterr().err.splitlines() == told
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"batch_size": 0},
+        {"accumulate": 3},
+        {"precision": "float16"},
+        {"ema_decay": 1.0},
+        {"crop": (1.0, 0.8)},
+        {"crop": (0.0, 0.8)},
+        {"reference_batch_size": 0},
         {"learning_rate": 0},
         {"learning_rate": math.nan},
         {"betas": (0.9, 1.0)},

@@ -7,7 +7,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from fvq.data.settings import PrepareData
+from fvq.data.settings import EvaluationSet, Originals, PrepareData
 from fvq.data.views import VIEWS
 from fvq.evaluate.classifier_training import ExtractorTraining
 from fvq.generate.llamagen import LlamaGenConfig
@@ -20,12 +20,13 @@ from fvq.tokenizer.config import (
     Architecture,
     Bridge,
     Multipliers,
+    OneIndexQuantizerName,
     Option,
     QuantizerName,
     TokenizerConfig,
     check_quantizer,
 )
-from fvq.tokenizer.training import TokenizerTraining
+from fvq.tokenizer.settings import TokenizerTraining
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Annealing = Literal["linear", "cosine", "none"]
@@ -61,7 +62,7 @@ class Row(_Parameters):
     epochs: float | None = Field(gt=0, description="passes over the training images; null where steps counts")
     steps: int | None = Field(ge=1, description="optimisation steps; null where epochs counts")
     annealing: Annealing = Field(description="how the learning rate falls after its constant part")
-    bridge: Bridge | None = Field(description="for the quantizer fvq, else null")
+    bridge: Bridge | None = Field(description="for the quantizer fvq, also as the inner one of others, else null")
     options: dict[str, Option] = Field(default_factory=dict, description="of other quantizers, see build_quantizer")
 
     @model_validator(mode="after")
@@ -88,7 +89,7 @@ class ToyRun(_Parameters):
     """One trajectory of the toy of Figure 2."""
 
     label: str = Field(min_length=1, description="how plots call it")
-    quantizer: QuantizerName
+    quantizer: OneIndexQuantizerName
     options: dict[str, Option] = Field(description="the quantizer's own, see build_quantizer")
 
 
@@ -210,6 +211,8 @@ class Parameters(_Parameters):
     flip: bool = Field(description="whether mirror images are images of the same class")
     watch: str = Field(description="the file or folder whose content decides whether the data is prepared anew")
     prepare_data: PrepareData
+    evaluation_sets: dict[Name, EvaluationSet] = Field(description="further images that rows are evaluated on")
+    evaluated_elsewhere: tuple[Name, ...] = Field(description="the rows that are evaluated on them")
     train_extractor: Extractor
     train_tokenizer: TrainTokenizer
     small_experiments: SmallExperiments
@@ -236,6 +239,19 @@ class Parameters(_Parameters):
                 self.generator_config(name, classes=1)
             except ValueError as error:
                 raise ValueError(f"generators.{name}: {_reason(error)}") from None
+        if self.train_tokenizer.crop and not isinstance(self.prepare_data, Originals):
+            raise ValueError("train_tokenizer.crop: needs prepare_data.source originals, others hold squares; use null")
+        for row in self.evaluated_elsewhere:
+            if row not in self.rows:
+                raise ValueError(f"evaluated_elsewhere: there is no row {row}")
+        if self.evaluated_elsewhere and not self.evaluation_sets:
+            raise ValueError("evaluated_elsewhere: names rows, and evaluation_sets is empty")
+        for name, chosen in self.evaluation_sets.items():
+            if chosen.image_size != self.prepare_data.image_size:
+                raise ValueError(
+                    f"evaluation_sets.{name}.image_size: must be prepare_data's {self.prepare_data.image_size}, "
+                    f"not {chosen.image_size}"
+                )
         wanted = {generator.tokenizer for generator in self.generators.values()}
         if sorted(wanted) != sorted(self.cached_rows):
             raise ValueError(
@@ -247,7 +263,7 @@ class Parameters(_Parameters):
     def _small_experiments_fit(self) -> Self:
         chosen = self.small_experiments
         varied = self.rows.get(chosen.sizes_row)
-        if varied is None or varied.bridge is None:
+        if varied is None or varied.bridge is None or varied.quantizer != "fvq":
             raise ValueError(f"small_experiments.sizes_row: {chosen.sizes_row} is no row of the quantizer fvq")
         if len(set(chosen.sizes)) < len(chosen.sizes):
             raise ValueError("small_experiments.sizes: names a size twice")
@@ -300,9 +316,14 @@ class Parameters(_Parameters):
         return Schedule(**self.train_tokenizer.schedule.model_dump(), shape=self.rows[row].annealing)
 
     def generator_config(self, name: str, classes: int) -> LlamaGenConfig:
-        """The generator of that name for ``classes`` classes."""
+        """The generator of that name for ``classes`` classes; ValueError where sizes or its tokens do not fit."""
         chosen, shared = self.generators[name], self.train_generator
         tokenizer = self.tokenizer_config(chosen.tokenizer)
+        if tokenizer.index_shape != tokenizer.grid:
+            raise ValueError(
+                f"LlamaGen learns one index a place, and the row {chosen.tokenizer} has the quantizer "
+                f"{tokenizer.quantizer}, which gives others"
+            )
         return LlamaGenConfig(
             vocabulary_size=tokenizer.codebook_size,
             classes=classes,

@@ -40,7 +40,7 @@ def train_extractor(
     classes: int,
     seed: int,
     checkpoint_folder: Path | None = None,
-    checkpoint_every: int = 100,
+    checkpoint_every: int | None = None,
     log_every: int = 50,
 ) -> tuple[ImageClassifier, History]:
     """A classifier of images uint8 (N, 3, S, S) by labels int64 (N,) in 0 to classes - 1, and its training's history.

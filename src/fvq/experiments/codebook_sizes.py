@@ -5,16 +5,17 @@ from pathlib import Path
 
 import torch
 
-from fvq.data.image_table import ImageTable
+from fvq.data.open import LabelledImages
 from fvq.runtime.schedule import Schedule
 from fvq.runtime.training import History
 from fvq.tokenizer.config import TokenizerConfig
-from fvq.tokenizer.training import TokenizerTraining, train_tokenizer
+from fvq.tokenizer.settings import TokenizerTraining
+from fvq.tokenizer.training import train_tokenizer
 
 
 def train_on_sizes(
     config: TokenizerConfig,
-    table: ImageTable,
+    table: LabelledImages,
     settings: TokenizerTraining,
     schedule: Schedule,
     *,
@@ -22,7 +23,7 @@ def train_on_sizes(
     steps: int,
     seed: int,
     checkpoint_folder: Path | None = None,
-    checkpoint_every: int = 500,
+    checkpoint_every: int | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[int, History]:
     """Train one FVQ tokenizer for each codebook size, all else equal (paper, Appendix C).
@@ -47,7 +48,7 @@ def train_on_sizes(
         ValueError: another quantizer, a size given twice or one that does not fit the bridge; before any training.
         UserError: from the training.
     """
-    if config.bridge is None:
+    if config.quantizer != "fvq":
         raise ValueError(f"codebook sizes are compared with the quantizer fvq, not {config.quantizer}")
     if len(set(sizes)) < len(sizes):
         raise ValueError(f"sizes must differ from each other, not {', '.join(map(str, sizes))}")

@@ -107,7 +107,7 @@ def train_generator(
     seed: int,
     checkpoint_folder: Path | None = None,
     *,
-    checkpoint_every: int = 500,
+    checkpoint_every: int | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[LlamaGen, History]:
     """Train on tokens (N, h*w) int64 with labels (N,) int64.

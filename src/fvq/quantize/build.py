@@ -1,7 +1,7 @@
 """Every quantizer by its name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,8 +41,9 @@ def build_quantizer(name: str, *, codebook_size: int, code_dim: int, **options: 
     ==============  ====================================================================================================
 
     The last two compose a quantizer that learns by gradients, named by the option ``inner`` (``vq``, ``linear``,
-    ``simvq``, ``mlp5``, ``fvq``, ``vqgan-lc``; by default ``vq``), and pass their other options on to it. These six
-    take ``commitment_weight`` and ``codebook_weight``; other options are documented at the classes.
+    ``simvq``, ``mlp5``, ``fvq``, ``vqgan-lc``; by default ``vq``), and pass their other options on to it; those of an
+    inner VQBridge also go together as ``bridge``, whose ``depth`` is not that of ``residual``. These six take
+    ``commitment_weight`` and ``codebook_weight``; other options are documented at the classes.
 
     Raises:
         ValueError: an unknown name or option (the message lists those that exist), or sizes that do not fit.
@@ -50,18 +51,18 @@ def build_quantizer(name: str, *, codebook_size: int, code_dim: int, **options: 
     if name not in _BUILDERS:
         raise ValueError(f"unknown quantizer {name!r}; there are {', '.join(QUANTIZERS)}")
     check_positive(codebook_size=codebook_size, code_dim=code_dim)
-    known = quantizer_options(name)
-    if name not in _COMPOSED and (unknown := [option for option in options if option not in known]):
-        has = f"its options are {', '.join(known)}" if known else "it has no options"
-        raise ValueError(f"quantizer {name!r} has no option {', '.join(sorted(unknown))}; {has}")
+    if name not in COMPOSED:
+        _check_options(name, options)
     return _BUILDERS[name](codebook_size, code_dim, **options)
 
 
 def quantizer_options(name: str) -> tuple[str, ...]:
-    """The names of a quantizer's own options."""
-    parameters = inspect.signature(_BUILDERS[name]).parameters.values()
+    """The names of a quantizer's options; for one that composes without those that only some inner ones have."""
+    parameters = inspect.signature(_COMPOSERS.get(name, _BUILDERS[name])).parameters.values()
     options = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    if name in _COMPOSABLE:
+    if name in COMPOSED:
+        options = ["inner", *options]
+    if name in (*_COMPOSABLE, *COMPOSED):
         options += _WEIGHTS
     if name == "fvq":
         options += list(inspect.signature(VQBridge).parameters)[2:]
@@ -71,6 +72,25 @@ def quantizer_options(name: str) -> tuple[str, ...]:
 def frozen_name(name: str) -> str:
     """The name of the quantizer that ``freeze`` gives."""
     return name if name in _FROZEN_AS_THEMSELVES else "vq"
+
+
+def frozen_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """With ``frozen_name`` and these, ``build_quantizer`` makes the form of what ``freeze`` gives."""
+    if name in COMPOSED:
+        kept = quantizer_options(name)
+        return {**{option: value for option, value in options.items() if option in kept}, "inner": "vq"}
+    return dict(options) if name in _FROZEN_AS_THEMSELVES else {}
+
+
+def _check_options(name: str, options: Iterable[str], outer: str | None = None) -> None:
+    """ValueError where a quantizer, which ``outer`` may compose, has no such option."""
+    known = quantizer_options(name)
+    if unknown := [option for option in options if option not in known]:
+        has = f"its options are {', '.join(known)}" if known else "it has no options"
+        if outer:
+            own = [option for option in quantizer_options(outer) if option not in known]
+            has += f"; those of {outer} are {', '.join(own)}"
+        raise ValueError(f"quantizer {name!r} has no option {', '.join(sorted(unknown))}; {has}")
 
 
 def _vq(codebook_size: int, code_dim: int, **weights: Any) -> Quantizer:
@@ -106,29 +126,29 @@ def _vqgan_lc(codebook_size: int, code_dim: int, *, features: Tensor | None = No
     return CodebookQuantizer(codebook_size, code_dim, projector, raw_codebook=raw_kd, trained=False, **weights)
 
 
-def _residual(codebook_size: int, code_dim: int, *, inner: str = "vq", **options: Any) -> Quantizer:
-    return _compose(ResidualQuantizer, inner, codebook_size, code_dim, options)
+def _residual(codebook_size: int, code_dim: int, **options: Any) -> Quantizer:
+    return _compose("residual", codebook_size, code_dim, **options)
 
 
-def _multiscale(codebook_size: int, code_dim: int, *, inner: str = "vq", **options: Any) -> Quantizer:
-    return _compose(MultiscaleQuantizer, inner, codebook_size, code_dim, options)
+def _multiscale(codebook_size: int, code_dim: int, **options: Any) -> Quantizer:
+    return _compose("multiscale", codebook_size, code_dim, **options)
 
 
 def _compose(
-    outer: type[ResidualQuantizer] | type[MultiscaleQuantizer],
-    inner: str,
+    outer: str,
     codebook_size: int,
     code_dim: int,
-    options: dict[str, Any],
+    *,
+    inner: str = "vq",
+    bridge: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Quantizer:
-    own = set(inspect.signature(outer).parameters)
-    quantizer = build_quantizer(
-        inner,
-        codebook_size=codebook_size,
-        code_dim=code_dim,
-        **{name: value for name, value in options.items() if name not in own},
-    )
-    return outer(quantizer, **{name: value for name, value in options.items() if name in own})
+    composer = _COMPOSERS[outer]
+    own = {name: options.pop(name) for name in inspect.signature(composer).parameters if name in options}
+    passed_on = {**options, **(bridge or {})}
+    if inner in _COMPOSABLE:
+        _check_options(inner, passed_on, outer)
+    return composer(build_quantizer(inner, codebook_size=codebook_size, code_dim=code_dim, **passed_on), **own)
 
 
 _BUILDERS: dict[str, Callable[..., Quantizer]] = {
@@ -148,7 +168,8 @@ _BUILDERS: dict[str, Callable[..., Quantizer]] = {
     "multiscale": _multiscale,
 }
 QUANTIZERS = tuple(_BUILDERS)
-_COMPOSED = ("residual", "multiscale")
+_COMPOSERS: dict[str, Callable[..., Quantizer]] = {"residual": ResidualQuantizer, "multiscale": MultiscaleQuantizer}
+COMPOSED = tuple(_COMPOSERS)
 _COMPOSABLE = ("vq", "linear", "simvq", "mlp5", "fvq", "vqgan-lc")
-_FROZEN_AS_THEMSELVES = ("ibq", "lfq", "fsq", *_COMPOSED)
+_FROZEN_AS_THEMSELVES = ("ibq", "lfq", "fsq", *COMPOSED)
 _WEIGHTS = ("commitment_weight", "codebook_weight")

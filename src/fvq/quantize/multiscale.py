@@ -14,6 +14,9 @@ from fvq.quantize.checks import check_positive
 from fvq.quantize.quantizer import Quantizer, straight_through
 from fvq.quantize.residual import composable, mean_losses
 
+# VAR's for latents of 16×16.
+SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
 
 class MultiscaleQuantizer(Quantizer):
     """One shared codebook quantizes what is left of z at growing scales (VAR, Tian et al. 2024).
@@ -42,7 +45,7 @@ class MultiscaleQuantizer(Quantizer):
         self,
         inner: Quantizer,
         *,
-        scales: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+        scales: Sequence[int] = SCALES,
         phi_weight: float = 0.5,
         shared_phi: int = 4,
     ) -> None:

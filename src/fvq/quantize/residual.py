@@ -1,5 +1,6 @@
 """Residual quantization: several codes of one codebook add up to a vector."""
 
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +10,9 @@ from torch.nn import functional as F
 from fvq.quantize.checks import check_positive
 from fvq.quantize.codebook import CodebookQuantizer
 from fvq.quantize.quantizer import Quantizer, straight_through
+
+# RQ-VAE's for ImageNet.
+DEPTH = 4
 
 
 class ResidualQuantizer(Quantizer):
@@ -32,10 +36,10 @@ class ResidualQuantizer(Quantizer):
         ValueError: depth below 1, or ``inner`` does not compose.
     """
 
-    def __init__(self, inner: Quantizer, *, depth: int = 4) -> None:
+    def __init__(self, inner: Quantizer, *, depth: int = DEPTH) -> None:
         super().__init__(inner.codebook_size, inner.code_dim)
         check_positive(depth=depth)
-        self.inner, self.depth = composable(inner), depth
+        self.inner, self.depth = composable(inner), operator.index(depth)
 
     def freeze(self) -> "ResidualQuantizer":
         """Residual quantization with the mapped codebook."""

@@ -76,9 +76,15 @@ def usage_cell(row: TokenizerRow) -> Cell:
 
 
 def token_grid(row: TokenizerRow) -> str:
-    """The token map's shape, such as 8×8."""
-    ratio = int(row.settings["ratio"])
-    return f"{row.original.shape[1] // ratio}×{row.original.shape[2] // ratio}"
+    """The tokens of an image: 8×8, 8×8×4 with several a place, or the sides of the grids of several scales."""
+    ratio, options = int(row.settings["ratio"]), row.settings.get("options", {})
+    height, width = (side // ratio for side in row.original.shape[1:3])
+    match row.settings["quantizer"]:
+        case "residual":
+            return f"{height}×{width}×{options.get('depth', 4)}"
+        case "multiscale":
+            return count(sum(side**2 for side in options.get("scales", (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))))
+    return f"{height}×{width}"
 
 
 def _reconstruction(study: Study) -> Table:

@@ -4,6 +4,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fvq.quantize.processes import mean_over_processes, number_of_processes
+
+
+class JointBatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the batches of all processes, on any device, so that a step does not depend on how many
+    share it. The released scripts normalize over each GPU's own images.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same."""
+        if not self.training or number_of_processes() == 1:
+            return super().forward(x)
+        x = x.float()
+        mean_c = mean_over_processes(x.mean((0, 2, 3)))
+        centered_bchw = x - mean_c[:, None, None]
+        variance_c = mean_over_processes(centered_bchw.square().mean((0, 2, 3)))
+        with torch.no_grad():
+            values = x.numel() // x.shape[1] * number_of_processes()
+            self.running_mean.lerp_(mean_c, self.momentum)
+            self.running_var.lerp_(variance_c * values / (values - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale_c = self.weight * torch.rsqrt(variance_c + self.eps)
+        return centered_bchw * scale_c[:, None, None] + self.bias[:, None, None]
+
 
 class PatchDiscriminator(nn.Module):
     """Strided 4×4 convolutions; one logit per patch of the image, higher for real ones.
@@ -23,7 +52,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if layer < layers else 1
             blocks += [
                 nn.Conv2d(current, width, 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                JointBatchNorm(width),
                 nn.LeakyReLU(0.2),
             ]
             current = width

@@ -13,6 +13,23 @@ from fvq.tokenizer.tokenizer import Tokenizer
 _SCORES, _DIFFERENCES = 2**22, 2**20
 
 
+FIGURES = (
+    "code_displacement",
+    "code_displacement_max",
+    "feature_displacement",
+    "feature_displacement_max",
+    "margin_median",
+    "within_margin_share",
+    "within_joint_margin_share",
+    "switched_share",
+    "switched_share_same_codebook",
+    "switched_outside_margin_share",
+    "bound_violations",
+    "center_shift",
+)
+"""What ``StabilityProbe.after`` returns."""
+
+
 @dataclass(frozen=True)
 class _State:
     codebook_kd: Tensor

@@ -7,8 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fvq.quantize import Quantized, Quantizer, build_quantizer
-from fvq.quantize.build import frozen_name
+from fvq.quantize import Quantized, Quantizer
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.weights import load_weights, save_weights
 from fvq.tokenizer.architecture import Decoder, Encoder
@@ -18,7 +17,8 @@ from fvq.tokenizer.config import TokenizerConfig
 class Tokenizer(nn.Module):
     """Encoder, quantizer and decoder (Eq. 2 of the paper).
 
-    Images are float tensors (B, 3, H, W) in [-1, 1]; indices are int64 (B, h, w).
+    Images are float tensors (B, 3, H, W) in [-1, 1]; indices are int64 (B, h, w), with the quantizer ``residual``
+    (B, h, w, depth) and with ``multiscale`` (B, Σk²): (B, *config.index_shape).
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -29,13 +29,7 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(**sizes)
         self.to_codes = nn.Conv2d(config.architecture.latent_channels, config.code_dim, 1)
         self.from_codes = nn.Conv2d(config.code_dim, config.architecture.latent_channels, 1)
-        name = frozen_name(config.quantizer) if config.frozen else config.quantizer
-        self.quantizer: Quantizer = build_quantizer(
-            name,
-            codebook_size=config.codebook_size,
-            code_dim=config.code_dim,
-            **(config.quantizer_options() if name == config.quantizer else {}),
-        )
+        self.quantizer: Quantizer = config.build_quantizer()
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +43,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Indices int64 (B, h, w) of images (B, 3, H, W) in [-1, 1].
+        """Indices int64 (B, *index_shape) of images (B, 3, H, W) in [-1, 1].
 
         Raises:
             ValueError: the images have another shape or type, or NaN or infinite values.
@@ -63,16 +57,16 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] of indices int64 (B, h, w), or (B, h·w) in row-major order.
+        """Images (B, 3, H, W) in [-1, 1] of indices int64 (B, *index_shape), or (B, tokens) in row-major order.
 
         Raises:
             ValueError: the indices have another shape or leave the codebook.
         """
-        height, width = self.config.grid
-        if indices.shape[1:] == (height * width,):
-            indices = indices.unflatten(1, (height, width))
-        if indices.shape[1:] != (height, width):
-            raise ValueError(f"indices must be (B, {height}, {width}), not {tuple(indices.shape)}")
+        shape = self.config.index_shape
+        if indices.shape[1:] == (self.config.tokens,):
+            indices = indices.unflatten(1, shape)
+        if indices.shape[1:] != shape:
+            raise ValueError(f"indices must be (B, {', '.join(map(str, shape))}), not {tuple(indices.shape)}")
         images: Tensor = self.decoder(self.from_codes(self.quantizer.indices_to_vectors(indices)))
         return images.clamp(-1, 1)
 
