@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import fvq
+from fvq.interop.layouts import Layout
 from fvq.runtime.errors import one_line_errors
 
 app = typer.Typer(
@@ -179,6 +180,65 @@ def evaluate(
     from fvq.cli.evaluate import evaluate_images
 
     evaluate_images(samples, reference, extractor, out, size=size, batch_size=batch_size, force=force)
+
+
+@app.command(epilog=_example("fvq import-checkpoint vq_ds16_c2i.pt --layout llamagen -o tokenizer.safetensors"))
+def import_checkpoint(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="The published file (.pt, .ckpt, .safetensors).", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The tokenizer to write (.safetensors).")],
+    layout: Annotated[
+        Layout | None,
+        typer.Option(
+            metavar="NAME",
+            help="What published it: llamagen has a normalised codebook, fvq (its released form) the same names and "
+            "a plain one; fvq-vit and fvq-dit are FVQ's training checkpoints, taming is VQGAN.",
+            show_default="recognised where the names tell",
+        ),
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights.")] = False,
+    heads: Annotated[int, typer.Option(min=1, metavar="N", help="Attention heads of the bridge.")] = 4,
+    image_size: Annotated[int, typer.Option(min=1, metavar="N", help="Side of the images in pixels.")] = 256,
+    codebook_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Refuse a checkpoint with another number of codes.")
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="Refuse a file with another SHA-256.")] = None,
+    force: Force = False,
+) -> None:
+    """A published tokenizer's weights as a tokenizer of this project, every value as it is.
+
+    Nothing that the file contains is executed. Prints what the tokenizer is and what of the file was left out.
+    """
+    from fvq.cli import checkpoints
+
+    checkpoints.import_checkpoint(
+        checkpoint,
+        out,
+        layout=layout,
+        ema=ema,
+        heads=heads,
+        image_size=image_size,
+        codebook_size=codebook_size,
+        sha256=sha256,
+        force=force,
+    )
+
+
+@app.command(epilog=_example("fvq export-checkpoint tokenizer.safetensors --out vq_ds16.pt"))
+def export_checkpoint(
+    tokenizer: TokenizerFile,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The checkpoint to write (.pt).")],
+    force: Force = False,
+) -> None:
+    """A tokenizer as a checkpoint that LlamaGen's and FVQ's published code reads.
+
+    A tokenizer with a projector is frozen first. Prints the settings that the published code needs.
+    """
+    from fvq.cli import checkpoints
+
+    checkpoints.export_checkpoint(tokenizer, out, force=force)
 
 
 @app.command(epilog=_example("fvq doctor"))

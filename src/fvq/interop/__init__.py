@@ -1,0 +1,1 @@
+"""Published tokenizer checkpoints in and out: LlamaGen, FVQ and taming-transformers."""
