@@ -1,6 +1,6 @@
 """Stage ``cache_tokens@row``: the training images as a Parquet token table, several views per image."""
 
-from fvq.data.image_table import ImageTable
+from fvq.data.open import open_images
 from fvq.tokenizer import Tokenizer
 from fvq.tokenizer.inference import encode_views
 from fvq.tokens import TokenTableInfo, write_token_table
@@ -10,7 +10,7 @@ from pipeline.run import Run, run_stage
 def main(run: Run) -> None:
     """Write ``tokens.parquet``."""
     views = run.parameters.cache_tokens.views
-    table = ImageTable.open(run.input("prepare_data", "train.parquet"))
+    table = open_images(run.input("prepare_data", "train.parquet"))
     weights = run.input("freeze_codebook", "tokenizer.safetensors", run.name)
     tokenizer = Tokenizer.load(weights).to(run.device)
     info = TokenTableInfo(
@@ -25,4 +25,4 @@ def main(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("cache_tokens", main)
+    run_stage("cache_tokens", main, each="rows")

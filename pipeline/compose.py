@@ -13,6 +13,7 @@ import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.hydra import compose_and_dump
+from hydra.errors import HydraException
 
 from fvq.config import load_parameters
 from fvq.runtime.errors import UserError, one_line_errors
@@ -24,7 +25,7 @@ def compose(target: Path, overrides: list[str]) -> None:
     try:
         with Repo("."):
             compose_and_dump(target, str(Path("conf").resolve()), None, "config", "conf", overrides)
-    except DvcException as error:
+    except (DvcException, HydraException) as error:
         raise UserError(f"conf: {' '.join(str(error.__cause__ or error).split())}") from None
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fvq.data.image_table import ImageTable
+from fvq.data.open import open_images
 from fvq.evaluate.generator_metrics import evaluate_samples
 from fvq.evaluate.load import load_extractor
 from fvq.runtime.files import write_json
@@ -12,7 +12,7 @@ from pipeline.run import Run, run_stage
 
 def main(run: Run) -> None:
     """Write ``metrics.json``."""
-    table = ImageTable.open(run.input("prepare_data", "validation.parquet"))
+    table = open_images(run.input("prepare_data", "validation.parquet"))
     extractor = load_extractor(run.input("train_extractor", "extractor.safetensors"), run.device)
     with np.load(run.input("sample", "samples.npz", run.name)) as archive:
         samples = torch.from_numpy(archive["arr_0"]).permute(0, 3, 1, 2).contiguous()
@@ -25,4 +25,4 @@ def main(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("evaluate_generator", main)
+    run_stage("evaluate_generator", main, each="generators")

@@ -10,5 +10,6 @@ def restore_outputs(name: str) -> None:
     # Whatever goes wrong here, the stage's own error is what the user must read; `dvc checkout` tells the rest.
     with contextlib.suppress(Exception), Repo(".") as repo:
         for out in repo.stage.load_one(name=name).outs:
-            if out.hash_info and not out.exists and not out.changed_cache():
-                out.checkout()
+            # A file is there whole or not at all; a folder may have been begun.
+            if out.hash_info and (not out.exists or out.isdir()) and not out.changed_cache():
+                out.checkout(force=True)

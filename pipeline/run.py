@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fvq
 from fvq.config import Parameters, load_parameters
@@ -16,7 +16,11 @@ from fvq.runtime.checkpoint import recipe_digest
 from fvq.runtime.devices import best_device, use_cores
 from fvq.runtime.errors import UserError, one_line_errors
 from fvq.runtime.files import sha256_file
+from fvq.runtime.processes import is_first, process_group
 from fvq.runtime.provenance import Stopwatch, library_versions, write_provenance
+from pipeline.launch import launch, processes_to_start
+
+Group = Literal["rows", "generators", "evaluation_sets"]
 
 
 class Run:
@@ -28,15 +32,15 @@ class Run:
         self.device = best_device()
         self.inputs: dict[Path, str] = {}
         self.outputs: list[Path] = []
-        self.checkpoint_every = int(os.environ.get("FVQ_CHECKPOINT_EVERY", "200"))
+        self.output_folders: list[Path] = []
+        self.checkpoint_every = _checkpoint_every()
         self._stopwatch = Stopwatch()
         use_cores(parameters.threads)
 
     @property
     def name(self) -> str:
-        """The row's name; UserError where the command was called without one."""
-        if self.row is None:
-            raise UserError(f"pipeline.{self.stage}: which row? Usage: python -m pipeline.{self.stage} ROW")
+        """The name that the command line gives."""
+        assert self.row is not None
         return self.row
 
     def folder(self, stage: str, row: str | None) -> Path:
@@ -55,6 +59,12 @@ class Run:
         """The path of one of this stage's outputs, recorded."""
         path = self.folder(self.stage, self.row) / file
         self.outputs.append(path)
+        return path
+
+    def output_folder(self, name: str) -> Path:
+        """The path of a folder among this stage's outputs, recorded with what it holds in the end."""
+        path = self.folder(self.stage, self.row) / name
+        self.output_folders.append(path)
         return path
 
     @cached_property
@@ -83,19 +93,22 @@ class Run:
             rows = [self.parameters.small_experiments.sizes_row]
         if self.stage == "map_codes":
             rows = list(everything["rows"])
-        for group in ("rows", "generators"):
+        if self.stage == "evaluate_elsewhere":
+            chosen |= {name: everything[name] for name in ("evaluation_sets", "evaluate_tokenizer")}
+        for group in ("rows", "generators", "evaluation_sets"):
             chosen |= {f"{group}.{row}": everything[group][row] for row in rows if row in everything[group]}
         return chosen
 
     def finish(self) -> None:
         """Write the provenance record beside the outputs and drop the resume state."""
+        inside = [path for folder in self.output_folders for path in sorted(folder.rglob("*")) if path.is_file()]
         write_provenance(
             self.folder(self.stage, self.row) / "provenance.json",
             stage=self.stage,
             row=self.row,
             parameters=self.recipe(),
             inputs=self.inputs,
-            outputs=self.outputs,
+            outputs=[*self.outputs, *inside],
             seed=self.seed,
             stopwatch=self._stopwatch,
             generated=("dvc.lock", "reports"),
@@ -104,19 +117,30 @@ class Run:
             shutil.rmtree(self.resume_folder, ignore_errors=True)
 
 
-def run_stage(stage: str, work: Callable[[Run], None]) -> None:
-    """Run ``work`` for the row that the command line names; exit with one line on bad input."""
+def run_stage(stage: str, work: Callable[[Run], None], *, each: Group | None = None, parallel: bool = False) -> None:
+    """Run ``work``, for the one of ``each`` group that the command line names; exit with one line on bad input.
+
+    With ``parallel`` it runs in one process per GPU, or in as many as ``torchrun`` or ``$FVQ_PROCESSES`` say.
+    """
     arguments = sys.argv[1:]
     with one_line_errors(), _outputs_kept():
         if len(arguments) > 1:
             raise UserError(f"pipeline.{stage}: takes one row at most, not {' '.join(arguments)}")
         parameters = load_parameters()
         row = arguments[0] if arguments else None
-        if row is not None and row not in parameters.rows and row not in parameters.generators:
-            raise UserError(f"pipeline.{stage}: no row {row} in params.yaml; there are {', '.join(parameters.rows)}")
-        run = Run(stage, row, parameters)
-        work(run)
-        run.finish()
+        known = getattr(parameters, each) if each else {}
+        if each and row not in known:
+            raise UserError(f"pipeline.{stage}: {each} has no {row or 'name'}; there are {', '.join(known) or 'none'}")
+        if row and not each:
+            raise UserError(f"pipeline.{stage}: takes no name, not {row}")
+        if parallel and (count := processes_to_start()) > 1:
+            launch(f"pipeline.{stage}", arguments, count)
+            return
+        with process_group(), one_line_errors():
+            run = Run(stage, row, parameters)
+            work(run)
+            if is_first():
+                run.finish()
 
 
 @contextmanager
@@ -126,11 +150,19 @@ def _outputs_kept() -> Iterator[None]:
         yield
     except BaseException:
         stage = os.environ.get("DVC_STAGE")
-        if stage:
+        if stage and "RANK" not in os.environ:  # launched processes leave it to the one that launched them
             from pipeline.restore import restore_outputs  # takes a second, and only failures need it
 
             restore_outputs(stage)
         raise
+
+
+def _checkpoint_every() -> int | None:
+    """``$FVQ_CHECKPOINT_EVERY`` in steps, None for the default."""
+    wanted = os.environ.get("FVQ_CHECKPOINT_EVERY")
+    if wanted and (not wanted.isdecimal() or int(wanted) < 1):
+        raise UserError(f"FVQ_CHECKPOINT_EVERY: must be a number of steps from 1, not {wanted}")
+    return int(wanted) if wanted else None
 
 
 def _code_digest() -> str:

@@ -17,7 +17,8 @@ def main(run: Run) -> None:
     row = run.parameters.generators[run.name].tokenizer
     model = LlamaGen.load(run.input("train_generator", "generator.safetensors", run.name)).to(run.device)
     tokenizer = Tokenizer.load(run.input("freeze_codebook", "tokenizer.safetensors", row)).to(run.device)
-    if (model.config.vocabulary_size, model.config.grid) != (tokenizer.config.codebook_size, tokenizer.config.grid):
+    wanted = tokenizer.config.codebook_size, tokenizer.config.index_shape
+    if (model.config.vocabulary_size, model.config.grid) != wanted:
         raise UserError(f"generators.{run.name}: was trained on tokens of another tokenizer than {row}")
     labels = class_labels(settings.count, model.config.classes, settings.labels, run.seed)
     with track("sampling", len(labels)) as advance:
@@ -37,4 +38,4 @@ def main(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("sample", main)
+    run_stage("sample", main, each="generators")

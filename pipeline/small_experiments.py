@@ -1,6 +1,6 @@
 """Stage ``small_experiments``: the toy of the paper's Figure 2, and Figure 7."""
 
-from fvq.data.image_table import ImageTable
+from fvq.data.open import open_images
 from fvq.experiments.codebook_sizes import train_on_sizes
 from fvq.experiments.files import write_sizes, write_trajectories
 from fvq.experiments.straight_through import run_trajectory
@@ -10,7 +10,7 @@ from pipeline.run import Run, run_stage
 def main(run: Run) -> None:
     """Write ``trajectories.parquet``, ``trajectories.json`` and ``sizes.csv``."""
     settings = run.parameters.small_experiments
-    table = ImageTable.open(run.input("prepare_data", "train.parquet"))
+    table = open_images(run.input("prepare_data", "train.parquet"))
     trajectories = {
         toy.label: run_trajectory(
             toy.quantizer,

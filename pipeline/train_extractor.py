@@ -1,7 +1,7 @@
 """Stage ``train_extractor``: the network whose features the Fréchet distances are measured on."""
 
 from fvq.config import PublishedExtractor
-from fvq.data.image_table import ImageTable
+from fvq.data.open import open_images
 from fvq.evaluate.classifier_training import train_extractor
 from fvq.evaluate.inception import load_inception, save_reference
 from pipeline.run import Run, run_stage
@@ -13,7 +13,7 @@ def main(run: Run) -> None:
     if isinstance(settings, PublishedExtractor):
         save_reference(load_inception(settings.weights), run.output("extractor.safetensors"))
         return
-    table = ImageTable.open(run.input("prepare_data", "train.parquet"))
+    table = open_images(run.input("prepare_data", "train.parquet"))
     classifier, history = train_extractor(
         table.images(),
         table.labels,

@@ -26,4 +26,4 @@ def main(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("train_generator", main)
+    run_stage("train_generator", main, each="generators")

@@ -1,18 +1,29 @@
-"""Stage ``train_tokenizer@row``: one tokenizer, its bridge included."""
+"""Stage ``train_tokenizer@row``: one tokenizer, its bridge included; on several GPUs where there are several."""
 
-from fvq.data.image_table import ImageTable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fvq.data.open import open_images
+from fvq.runtime.files import copy_folder
+from fvq.runtime.processes import is_first
 from fvq.runtime.training import write_history
+from fvq.tokenizer.stability import FIGURES
 from fvq.tokenizer.training import train_tokenizer
+from pipeline.live import live_log
 from pipeline.run import Run, run_stage
+
+# What history.csv has beside the charts.
+_NOT_DRAWN = {"epoch", "usage_tokens", "sliding_usage", "sliding_usage_tokens", *FIGURES}
 
 
 def main(run: Run) -> None:
-    """Write ``tokenizer.safetensors`` and ``history.csv``."""
+    """Write ``tokenizer.safetensors``, ``history.csv``, and for those who watch ``live/`` and ``grids/``."""
     row = run.parameters.rows[run.name]
-    table = ImageTable.open(run.input("prepare_data", "train.parquet"))
+    images = open_images(run.input("prepare_data", "train.parquet"))
+    grids = run.resume_folder / "grids"
     tokenizer, history = train_tokenizer(
         run.parameters.tokenizer_config(run.name),
-        table,
+        images,
         run.parameters.train_tokenizer,
         run.parameters.schedule(run.name),
         epochs=row.epochs,
@@ -21,12 +32,22 @@ def main(run: Run) -> None:
         checkpoint_folder=run.resume_folder,
         checkpoint_every=run.checkpoint_every,
         device=run.device,
+        on_row=_draw(run.output_folder("live")) if is_first() else None,
+        grid_folder=grids,
     )
+    if not is_first():
+        return
     tokenizer.save(run.output("tokenizer.safetensors"))
     write_history(run.output("history.csv"), history)
+    copy_folder(grids, run.output_folder("grids"))
     last = history[-1]
     print(f"{row.label}: error {last['reconstruction']:.5f}, usage in training {last['usage']:.1%}")
 
 
+def _draw(folder: Path) -> Callable[[Mapping[str, float]], None]:
+    log = live_log(folder)
+    return lambda row: log({name: value for name, value in row.items() if name not in _NOT_DRAWN})
+
+
 if __name__ == "__main__":
-    run_stage("train_tokenizer", main)
+    run_stage("train_tokenizer", main, each="rows", parallel=True)

@@ -19,6 +19,7 @@ COPIED = [
     "profiles/default/profile.v9+.yaml",
     "slurm/profile.v9+.yaml",
     "src/fvq/runtime/errors.py",
+    "src/fvq/runtime/interruption.py",
     "src/fvq/runtime/files.py",
 ]
 

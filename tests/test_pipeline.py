@@ -94,7 +94,7 @@ class TestFinished:
 
     def test_every_artifact_has_a_record_of_what_made_it(self, finished: Project) -> None:
         commit = finished.git("rev-parse", "HEAD~1").strip()
-        folders = {path.parent for path in (finished.path / "results").rglob("*") if path.is_file()}
+        folders = [path.parent for path in (finished.path / "results").rglob("provenance.json")]
         assert len(folders) == len(STAGES) - 1  # render writes to reports/
         for folder in [*folders, finished.path / "reports"]:
             record = json.loads((folder / "provenance.json").read_text())
@@ -106,6 +106,9 @@ class TestFinished:
             assert record["hardware"]["cores"] >= 1
             for name, sha256 in record["outputs"].items():
                 assert digest(finished.path / name) == sha256
+            assert folder.name == "reports" or {finished.path / name for name in record["outputs"]} == {
+                path for path in folder.rglob("*") if path.is_file() and path.name != "provenance.json"
+            }
             for name, sha256 in record["inputs"].items():
                 assert digest(finished.path / name) == sha256
 
@@ -189,7 +192,7 @@ class TestChanges:
     def test_the_paper_scale_stops_at_once_and_names_the_missing_data(self, copy: Project) -> None:
         failed = copy.run("dvc", "exp", "run", "-S", "scale=imagenet", code=None)
         lines = [line for line in failed.stderr.splitlines() if line.startswith("fvq: error: ")]
-        assert len(lines) == 1 and "prepare_data.folder" in lines[0] and "data/imagenet" in lines[0]
+        assert len(lines) == 1 and "prepare_data.train" in lines[0] and "data/imagenet/train" in lines[0]
         assert "train_" not in failed.stdout
 
 
