@@ -30,11 +30,13 @@ def step_cases(device: str) -> list[Case]:
     # Half the tokens at 262,144 codes: some rivals hold several N×K matrices.
     for number_of_tokens, codebook_size, turns in ((2048, 65536, 3), (1024, 262144, 2)):
         count, size = tokens(number_of_tokens), codes(codebook_size)
-        for name, rivals in (("vq", VQ), ("fvq", FVQ)):
+        # The released form's several N×K matrices are measured at one size.
+        fvq = FVQ | AS_RELEASED if codebook_size == 65536 else FVQ
+        for name, rivals in (("vq", VQ), ("fvq", fvq)):
             cases.append(
                 Case(
                     title=f"Forward and backward, {name}: {count:,} tokens, {size:,} codes, d = {DIM}",
-                    base=DENSE,
+                    base=RELEASED if RELEASED in rivals else DENSE,
                     rivals={rival: partial(build, count, size, device) for rival, build in rivals.items()},
                     agree=agree,
                     turns=turns,
@@ -69,11 +71,41 @@ class Dense(nn.Module):
         z_nd = z_bhwd.reshape(-1, codebook_kd.shape[1])
         norms_nk = z_nd.square().sum(1, keepdim=True) + codebook_kd.square().sum(1)
         indices_n = (norms_nk - 2 * z_nd @ codebook_kd.T).argmin(1)
+        return self.quantize(z_bhwd, codebook_kd, indices_n)
+
+    def quantize(self, z_bhwd: Tensor, codebook_kd: Tensor, indices_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The quantized vectors (B, d, h, w), the indices and the loss of known nearest codes."""
         codes_bhwd = codebook_kd[indices_n].reshape(z_bhwd.shape)
         codebook_loss = F.mse_loss(codes_bhwd, z_bhwd.detach())
         loss = codebook_loss + COMMITMENT * F.mse_loss(z_bhwd, codes_bhwd.detach())
         quantized_bhwd = z_bhwd + (codes_bhwd - z_bhwd).detach()
         return quantized_bhwd.movedim(-1, 1), indices_n, loss
+
+
+class Released(Dense):
+    """The dense form with the entropy term of the released training step (FVQ's ``VectorQuantizer``).
+
+    The term's weight is 0. It is computed all the same, and its gradient of zeros goes back through all N×K distances.
+    """
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the dense form."""
+        codebook_kd = self.projector(self.codebook)
+        z_bhwd = z.movedim(1, -1).contiguous()
+        z_nd = z_bhwd.reshape(-1, codebook_kd.shape[1])
+        squares_n1, squares_k = z_nd.square().sum(1, keepdim=True), codebook_kd.square().sum(1)
+        distances_nk = squares_n1 + squares_k - 2 * (z_nd @ codebook_kd.T)
+        quantized, indices_n, loss = self.quantize(z_bhwd, codebook_kd, distances_nk.argmin(1))
+        return quantized, indices_n, loss + 0.0 * entropy_term(distances_nk)
+
+
+def entropy_term(distances_nk: Tensor) -> Tensor:
+    """Mean entropy of the tokens' soft assignments (N, K) at temperature 0.01, less the entropy of their mean."""
+    logits_nk = (-distances_nk).div_(0.01)
+    assigned_nk = logits_nk.softmax(1)
+    log_assigned_nk = (logits_nk + 1e-5).log_softmax(1)
+    mean_k = assigned_nk.mean(0)
+    return (mean_k * (mean_k + 1e-5).log()).sum() - (assigned_nk * log_assigned_nk).sum(1).mean()
 
 
 class Unbatched(nn.Module):
@@ -151,9 +183,9 @@ def _fvq(name: str, count: int, size: int, device: str) -> Work:
     return _step(forward, quantizer, count, device, {"": ""})
 
 
-def _dense(name: str, count: int, size: int, device: str) -> Work:
+def _dense(name: str, count: int, size: int, device: str, form: type[Dense] = Dense) -> Work:
     projector = _bridge(size) if name == "fvq" else nn.Identity()
-    dense = Dense(normal(1, size, DIM, "cpu"), projector).to(device)
+    dense = form(normal(1, size, DIM, "cpu"), projector).to(device)
     return _step(dense, dense, count, device, {"": ""})
 
 
@@ -219,6 +251,7 @@ def _tokenizer(row: str, device: str) -> Work:
 
 
 DENSE = "dense form"
+RELEASED = "released form"
 VQ: dict[str, Build] = {
     'build_quantizer("vq")': partial(_fvq, "vq"),
     DENSE: partial(_dense, "vq"),
@@ -230,3 +263,4 @@ FVQ: dict[str, Build] = {
     "vector-quantize-pytorch VectorQuantize(vq_bridge=VQBridge)": partial(_vector_quantize, "fvq"),
     "vector-quantize-pytorch SimVQ(codebook_transform=VQBridge)": _sim_vq,
 }
+AS_RELEASED: dict[str, Build] = {RELEASED: partial(_dense, "fvq", form=Released)}
