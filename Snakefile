@@ -61,4 +61,4 @@ onsuccess:
 
 onerror:
     with one_line_errors():
-        dag.report(dag.commit())
+        dag.report(dag.commit(renew=True))

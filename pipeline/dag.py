@@ -72,10 +72,12 @@ def load_stages() -> list[Stage]:
         return [_describe(stage, repo) for stage in _in_order(repo)]
 
 
-def issue_tickets() -> set[str]:
+def issue_tickets(*, renew: bool = False) -> set[str]:
     """Write the ticket of each stale stage, date back those of the fresh ones. Returns the names of the fresh stages.
 
-    A stale stage with a receipt for its recipe keeps its ticket: its outputs are those of a finished job.
+    A stale stage with a receipt for its recipe keeps its ticket: its outputs are those of a finished job. Others get a
+    new one with ``renew``, for when no job is at work: Snakemake takes the outputs that it puts back after a failure
+    for those of the ticket that the failed job had.
 
     Raises:
         UserError: as ``load_stages``; a dependency that no stage makes is missing; another DVC process works here.
@@ -83,7 +85,7 @@ def issue_tickets() -> set[str]:
     recipes, fresh = _survey()
     for name, recipe in recipes.items():
         ticket = TICKETS / name
-        known = _recipe(ticket) == recipe
+        known = _recipe(ticket) == recipe and not (renew and name not in fresh and not _has_receipt(name))
         if not known or (name not in fresh and ticket.stat().st_mtime <= _NEVER):
             # Snakemake compares small inputs by content: the second word makes each issue of a ticket new to it.
             with write_atomically(ticket) as temporary:
@@ -96,8 +98,8 @@ def issue_tickets() -> set[str]:
     return fresh
 
 
-def commit() -> Commit:
-    """Record finished jobs in dvc.lock and DVC's cache, then issue the tickets anew.
+def commit(*, renew: bool = False) -> Commit:
+    """Record finished jobs in dvc.lock and DVC's cache, then issue the tickets anew (``renew`` as there).
 
     Raises:
         UserError: as ``issue_tickets``; ``dvc commit`` failed.
@@ -109,7 +111,7 @@ def commit() -> Commit:
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "-q", "-f", *committed]
         if subprocess.run(command, check=False).returncode != 0:
             raise UserError("dvc commit failed; mend what it says above, then run: python -m pipeline.dag")
-    fresh = issue_tickets()
+    fresh = issue_tickets(renew=renew)
     return Commit(
         committed=committed,
         refused=[name for name in finished if name not in committed],

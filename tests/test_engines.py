@@ -359,6 +359,18 @@ def test_git_history_and_other_studies(toy: Toy) -> None:
     toy.assert_up_to_date()
 
 
+def test_a_failed_stage_runs_again_when_asked_again(toy: Toy) -> None:
+    """Its outputs of before are put back, and must not be taken for those that were asked for."""
+    toy.snakemake()
+    toy.edit("params.yaml", "codes: 8", "codes: 16")
+    toy.ran()
+    toy.snakemake("-c2", status=1, TOY_FAIL="train@fvq")
+    assert toy.ran() == ["train@fvq"]
+    toy.snakemake()
+    assert toy.ran() == BELOW_FVQ
+    toy.assert_up_to_date()
+
+
 @pytest.mark.slow
 def test_outputs_that_are_not_those_of_the_last_run(toy: Toy) -> None:
     toy.dvc("repro", "-q")
