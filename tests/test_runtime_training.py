@@ -2,14 +2,17 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from fvq.runtime import progress
 from fvq.runtime.batches import batch_indices
 from fvq.runtime.checkpoint import CheckpointFolder, recipe_digest
 from fvq.runtime.errors import UserError
@@ -85,6 +88,23 @@ def test_the_history_holds_means_since_the_row_before():
     assert [row["index"] for row in history] == [1.5, 5.5, 8.5]
     assert [row["counted"] for row in history] == [4, 4, 2]
     assert all(set(row) == {"step", "loss", "index", "counted"} for row in history)
+
+
+@pytest.mark.parametrize("images_per_step", [None, 8])
+def test_progress_calls_steps_steps_and_images_images(monkeypatch, capsys, images_per_step):
+    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
+
+    def step(index):
+        time.sleep(0.002)
+        return {"loss": 1.0}
+
+    run_steps(step, total_steps=40, state={}, seed=0, log_every=10, images_per_step=images_per_step)
+    line = capsys.readouterr().err.splitlines()[30]
+    rate = re.fullmatch(r"training: 31/40 steps, ([\d,.]+) (\w+)/s, \d+ s left", line)
+    assert rate, line
+    assert rate[2] == ("steps" if images_per_step is None else "images")
+    per_second = float(rate[1].replace(",", ""))
+    assert per_second < 500 * (images_per_step or 1)  # a step takes 2 ms at least
 
 
 def test_a_run_follows_from_its_seed():

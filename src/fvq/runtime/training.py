@@ -77,7 +77,7 @@ def run_steps(
     checkpoint_every: int | None = None,
     summarize: Callable[[], Mapping[str, float]] | None = None,
     on_row: Callable[[Row, bool], str | None] | None = None,
-    images_per_step: int = 1,
+    images_per_step: int | None = None,
     description: str = "training",
 ) -> History:
     """Call ``step(i)`` for i from 0 to ``total_steps - 1`` and return the history.
@@ -95,7 +95,7 @@ def run_steps(
     together.
 
     ``on_row`` sees each row of the history and whether it is new: those of a resumed run come first. What it returns
-    stands beside the progress bar, which counts ``images_per_step``.
+    stands beside the progress bar, whose rate is in images where ``images_per_step`` is given, else in steps.
 
     Raises:
         UserError: a scalar became NaN or infinite (looked at for each row and before each checkpoint), ``step`` raised
@@ -138,7 +138,14 @@ def run_steps(
                     stop_on(f"{name} is {value}", step)
 
         advance = stack.enter_context(
-            track(description, total_steps, first, unit="images", per_step=images_per_step, hidden=not is_first())
+            track(
+                description,
+                total_steps,
+                first,
+                unit="images" if images_per_step else "steps",
+                per_step=images_per_step or 1,
+                hidden=not is_first(),
+            )
         )
         for index in range(first, total_steps):
             done = index + 1
