@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fvq.cli import main
 from fvq.data.crops import center_crop_adm
 from fvq.data.image_table import to_model_range, to_uint8, write_image_table
 from fvq.data.records import ImageRecord
@@ -75,21 +74,6 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def fvq(capsys, monkeypatch, tmp_path):
-    """Runs a command in an empty folder: (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit_.value.code or 0, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
 def refused(fvq):
     """Runs a command that must fail, and returns its one line."""
 
@@ -129,11 +113,11 @@ def test_help_is_quick_and_fits_a_terminal():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
-    for command in ("reconstruct", "sample", "evaluate", "doctor"):
+    for command in ("reconstruct", "sample", "evaluate", "import-checkpoint", "export-checkpoint", "doctor"):
         assert re.search(rf"^\W*{command} ", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["reconstruct", "sample", "evaluate", "doctor"])
+@pytest.mark.parametrize("command", ["reconstruct", "sample", "evaluate", "import-checkpoint", "export-checkpoint", "doctor"])
 def test_every_command_has_help_with_an_example(fvq, command):
     status, out, _ = fvq(command, "--help")
     assert status == 0 and f"fvq {command}" in out.split("Example:")[1]

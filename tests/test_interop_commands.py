@@ -11,26 +11,11 @@ import torch
 from published import Published, autoencoder, with_bridge
 from safetensors.torch import save_file
 
-from fvq.cli import main
 from fvq.tokenizer import Tokenizer
 
 STATE = autoencoder()
 VQGAN = autoencoder(taming=True)
 BRIDGED = with_bridge(autoencoder(codes=256), side=4, width=16, labels=1001)
-
-
-@pytest.fixture
-def fvq(capsys, monkeypatch, tmp_path):
-    """Runs a command in an empty folder: (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit_.value.code or 0, output.out, output.err
-
-    return run
 
 
 @pytest.fixture
