@@ -117,7 +117,9 @@ def test_help_is_quick_and_fits_a_terminal():
         assert re.search(rf"^\W*{command} ", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["reconstruct", "sample", "evaluate", "import-checkpoint", "export-checkpoint", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["reconstruct", "sample", "evaluate", "import-checkpoint", "export-checkpoint", "doctor"]
+)
 def test_every_command_has_help_with_an_example(fvq, command):
     status, out, _ = fvq(command, "--help")
     assert status == 0 and f"fvq {command}" in out.split("Example:")[1]
