@@ -123,13 +123,14 @@ def test_originals_that_fit_are_decoded_once(tmp_path, monkeypatch, photos):
     monkeypatch.setattr(manifest, "decode_rgb", lambda *given, **named: decoded.append(1) or decode(*given, **named))
     path = write(tmp_path / "m.parquet", map(record, photos))
     pixels = sum(3 * read_rgb_image(photo).width * read_rgb_image(photo).height for photo in photos)
-    for limit, expected in ((pixels, 5), (pixels - 1, 8)):
+    for limit, expected in ((pixels, 5), (pixels - 1, 10)):
         monkeypatch.setattr(manifest, "CACHE_LIMIT", limit)
         decoded.clear()
         images = ImageManifest.open(path)
         images.images()
         images.random_crops([1, 2], torch.zeros(2, 3), 0.8, 1)
         images.images([0])
+        images.views([3, 0], ["adm", "ten_crop@1.1", "ten_crop@1.5"])
         assert len(decoded) == expected
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from fvq.data.records import ImageRecord, in_chunks, map_in_threads
+from fvq.data.views import cut_views, expand_views, parse_view
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.files import write_atomically
 from fvq.runtime.parquet import (
@@ -161,6 +162,8 @@ class ImageTable:
     def __reduce__(self) -> tuple[Callable[[Path], "ImageTable"], tuple[Path]]:
         return type(self).open, (self.path,)  # worker processes open the file anew
 
+    center_crop = None
+    """The centre crop that figures and views are made with: none, for images are squares."""
     crop_note = ""
     """What a figure's protocol says of the centre crop: nothing, for images are stored as they are used."""
 
@@ -187,6 +190,28 @@ class ImageTable:
         if index_b.numel() and not 0 <= int(index_b.min()) <= int(index_b.max()) < len(self):
             raise IndexError(f"{self.path}: index outside the table's {len(self)} rows")
         return self._decode(index_b.numpy()) if self._decoded is None else self._decoded[index_b]
+
+    def views(self, indices: Tensor | Sequence[int], views: Sequence[str]) -> Tensor:
+        """The ``views``, by name, of the images at ``indices`` (B,), as uint8 (B, V, 3, S, S).
+
+        V counts the names that ``expand_views`` gives; ``View`` says what they mean. The table holds no more than the
+        squares of S pixels: with a scale, such a square is enlarged to int(S·s) pixels (Pillow's bicubic filter) and
+        cut. Images are kept, and errors raised, as by ``images``.
+
+        Raises:
+            UserError: also a view that is unknown or named twice, or a scale that makes int(S·s) no more than S.
+        """
+        chosen = [parse_view(name) for name in expand_views(views)]
+        images_bhwc = self.images(indices).permute(0, 2, 3, 1).numpy()
+        views_bvhwc = np.empty((len(images_bhwc), len(chosen), *images_bhwc.shape[1:]), np.uint8)
+
+        def cut(place: int) -> None:
+            image = Image.fromarray(images_bhwc[place])
+            views_bvhwc[place] = cut_views(image, chosen, self.image_size, lambda square, _: square)
+
+        for _ in map_in_threads(cut, range(len(images_bhwc)), chunk_size=1024):
+            pass
+        return torch.from_numpy(views_bvhwc).movedim(-1, -3).contiguous()
 
     def _decode(self, rows: NDArray[np.int64]) -> Tensor:
         images_bhwc = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)

@@ -20,6 +20,7 @@ from fvq.data.crops import center_crop_adm, center_crop_plain, random_crop
 from fvq.data.decoding import decode_rgb
 from fvq.data.image_table import CACHE_LIMIT
 from fvq.data.records import in_chunks, map_in_threads
+from fvq.data.views import cut_views, expand_views, parse_view
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.parquet import (
     check_columns,
@@ -153,6 +154,11 @@ class ImageManifest:
         return _read_columns(self.path, self._parquet, ["source"])["source"].to_pylist()
 
     @property
+    def center_crop(self) -> CenterCrop:
+        """The centre crop that figures and views without a scale are made with."""
+        return self.info.center_crop
+
+    @property
     def crop_note(self) -> str:
         """What a figure's protocol says of the centre crop."""
         return f", centre crop {self.info.center_crop} to {self.image_size}"
@@ -172,9 +178,25 @@ class ImageManifest:
             UserError: an image whose file is gone, shorter or not readable; it names the row, the source and the file.
             IndexError: an index outside the manifest.
         """
-        center_crop = {"adm": center_crop_adm, "plain": center_crop_plain}[self.info.center_crop]
         rows = range(len(self)) if indices is None else indices
-        return self._crops(rows, lambda _, original: center_crop(original, self.image_size))
+        return self._crops(rows, lambda _, original: np.asarray(self._center_crop(original, self.image_size)))
+
+    def views(self, indices: Tensor | Sequence[int], views: Sequence[str]) -> Tensor:
+        """The ``views``, by name, of the images at ``indices`` (B,), as uint8 (B, V, 3, S, S).
+
+        V counts the names that ``expand_views`` gives; ``View`` says what they mean. Each original is decoded once.
+        Without a scale the manifest's own crop is taken; with one, the original is scaled, always as by
+        ``center_crop_adm``. Originals are kept, and errors raised, as by ``images``.
+
+        Raises:
+            UserError: also a view that is unknown or named twice, or a scale that makes int(S·s) no more than S.
+        """
+        chosen = [parse_view(name) for name in expand_views(views)]
+        return self._crops(
+            indices,
+            lambda _, original: cut_views(original, chosen, self.image_size, self._center_crop),
+            count=(len(chosen),),
+        )
 
     def random_crops(self, indices_b: Tensor | Sequence[int], draws_b3: Tensor, least: float, most: float) -> Tensor:
         """``random_crop`` of the images at ``indices_b`` with float64 ``draws_b3``, as uint8 (B, 3, S, S).
@@ -183,27 +205,36 @@ class ImageManifest:
         """
         draws = draws_b3.tolist()
         return self._crops(
-            indices_b, lambda place, original: random_crop(original, self.image_size, least, most, draws[place])
+            indices_b,
+            lambda place, original: np.asarray(random_crop(original, self.image_size, least, most, draws[place])),
         )
 
-    def _crops(self, indices: Tensor | Sequence[int], crop: Callable[[int, Image.Image], Image.Image]) -> Tensor:
-        """``crop`` of (place in the batch, original) for each of ``indices``, uint8 (B, 3, S, S)."""
+    def _center_crop(self, original: Image.Image, size: int) -> Image.Image:
+        return {"adm": center_crop_adm, "plain": center_crop_plain}[self.info.center_crop](original, size)
+
+    def _crops(
+        self,
+        indices: Tensor | Sequence[int],
+        crop: Callable[[int, Image.Image], NDArray[np.uint8]],
+        count: tuple[int, ...] = (),
+    ) -> Tensor:
+        """``crop`` (*count, S, S, 3) of (place in the batch, original) for each index, uint8 (B, *count, 3, S, S)."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device="cpu").tolist()
         if rows and not 0 <= min(rows) <= max(rows) < len(self):
             raise IndexError(f"{self.path}: index outside the manifest's {len(self)} rows")
         if self._originals is None and self.fits_in_memory:
             self._originals = list(map_in_threads(lambda row: np.asarray(self._decode(row)), range(len(self))))
         originals = self._originals
-        images_bhwc = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)
+        crops = np.empty((len(rows), *count, self.image_size, self.image_size, 3), np.uint8)
 
         def fill(place: int) -> None:
             row = rows[place]
             original = self._decode(row) if originals is None else Image.fromarray(originals[row])
-            images_bhwc[place] = np.asarray(crop(place, original))
+            crops[place] = crop(place, original)
 
         for _ in map_in_threads(fill, range(len(rows)), chunk_size=1024):
             pass
-        return torch.from_numpy(images_bhwc).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(crops).movedim(-1, -3).contiguous()
 
     def _decode(self, row: int) -> Image.Image:
         file_id = int(self._file_ids[row])

@@ -1,13 +1,13 @@
 """A tokenizer over many images: reconstructions and token tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fvq.data.image_table import to_model_range, to_uint8
 from fvq.data.open import LabelledImages
-from fvq.data.views import apply_view
+from fvq.data.views import expand_views
 from fvq.runtime.progress import track
 from fvq.tokenizer.tokenizer import Tokenizer
 from fvq.tokens import TokenBatch
@@ -46,16 +46,19 @@ def decode_tokens(tokenizer: Tokenizer, tokens: Tensor) -> Tensor:
     return images
 
 
-def encode_views(tokenizer: Tokenizer, table: LabelledImages, views: tuple[str, ...]) -> Iterator[TokenBatch]:
-    """The tokens of every image in every view, a batch (B, tokens) of a view at a time, images in the table's order."""
+def encode_views(
+    tokenizer: Tokenizer, images: LabelledImages, views: Sequence[str], image_ids: Tensor | Sequence[int]
+) -> Iterator[TokenBatch]:
+    """The tokens of the images at ``image_ids`` in every view, in their order.
+
+    A batch (B, tokens) is of one view. Some images' batches, one for each of the names that ``expand_views`` gives,
+    come before those of the next images.
+    """
+    names, ids_n = expand_views(views), torch.as_tensor(image_ids, dtype=torch.int64)
     device, batch = tokenizer.device, images_at_once(tokenizer)
-    with track("encoding", len(table) * len(views)) as advance:
-        for start in range(0, len(table), batch):
-            image_ids = torch.arange(start, min(start + batch, len(table)))
-            images = table.images(image_ids)
-            for view in views:
-                indices = tokenizer.encode(to_model_range(apply_view(images, view).to(device)))
-                yield TokenBatch(
-                    image_ids=image_ids, labels=table.labels[image_ids], view=view, codes=indices.flatten(1).cpu()
-                )
-                advance(len(images))
+    for start in range(0, len(ids_n), batch):
+        ids_b = ids_n[start : start + batch]
+        views_bvchw = images.views(ids_b, names)
+        for number, name in enumerate(names):
+            indices = tokenizer.encode(to_model_range(views_bvchw[:, number].to(device)))
+            yield TokenBatch(image_ids=ids_b, labels=images.labels[ids_b], view=name, codes=indices.flatten(1).cpu())
