@@ -1,4 +1,4 @@
-"""Stage ``freeze_codebook@row``: the mapped codebook stays, the bridge and the raw codebook go, and nothing changes."""
+"""Stage ``freeze_codebook@row``: the mapped codebook stays, numbered by use; the bridge goes; nothing else changes."""
 
 from fvq.data.open import open_images
 from fvq.runtime.files import write_json
@@ -14,7 +14,10 @@ def main(run: Run) -> None:
     frozen, comparison = freeze_tokenizer(tokenizer, table)
     frozen.save(run.output("tokenizer.safetensors"))
     write_json(run.output("check.json"), comparison)
-    print(f"{run.name}: {comparison['tokens']} tokens of {comparison['images']} images unchanged")
+    print(
+        f"{run.name}: {comparison['tokens']} tokens of {comparison['images']} images unchanged, "
+        f"codes numbered {comparison['code_order']}"
+    )
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ TRAIN = """
             file.truncate(path.stat().st_size // 2)
         kill()
 
-    write = checkpoint._write
+    write = checkpoint.write_state
     work = Path(sys.argv[1])
 """
 
@@ -111,7 +111,7 @@ KILLS = """
         def second(state, path):
             count[0] += 1
             (half_a_checkpoint if count[0] == 2 else write)(state, path)
-        checkpoint._write = second
+        checkpoint.write_state = second
 
     def before_the_hash():
         real = checkpoint.write_atomically

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 
 from fvq.runtime.errors import UserError
 from fvq.runtime.weights import load_weights, save_weights
-from fvq.tokenizer import Tokenizer, TokenizerConfig, freezing
+from fvq.tokenizer import Tokenizer, TokenizerConfig
 from fvq.tokenizer.architecture import AttentionBlock, Decoder, Encoder, ResidualBlock
 from fvq.tokenizer.config import OneIndexQuantizerName
 from fvq.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
-from fvq.tokenizer.freezing import compare_tokenizers, freeze_tokenizer
 
 ARCHITECTURE = {
     "channels": 8,
@@ -310,50 +309,6 @@ def test_the_configuration_in_weight_files():
         "options": {},
         "frozen": False,
     }
-
-
-def test_freezing_is_proven_on_images():
-    model, table = tokenizer(), Images(uint8_images())
-    frozen, comparison = freeze_tokenizer(model, table)
-    assert comparison == {"images": 6, "tokens": 96, "changed_tokens": 0, "largest_difference": 0.0}
-    assert frozen.config.frozen
-    assert table.asked == [6]
-    assert compare_tokenizers(model, frozen, table, batch_size=4) == comparison
-    assert table.asked == [6, 4, 2]
-
-
-def other_codes(frozen):
-    frozen.quantizer.codebook.copy_(frozen.quantizer.codebook.roll(1, 0))
-
-
-def other_decoder(frozen):
-    frozen.decoder.conv_out.bias.add_(1e-6)
-
-
-def broken_decoder(frozen):
-    frozen.decoder.conv_out.bias.fill_(math.nan)
-
-
-@pytest.mark.parametrize(
-    ("tamper", "message"),
-    [
-        (other_codes, r"the frozen tokenizer differs: [1-9]\d* of 96 tokens, reconstructions by up to"),
-        (other_decoder, r"the frozen tokenizer differs: 0 of 96 tokens, reconstructions by up to \d.*e-0[67]"),
-        (broken_decoder, "the frozen tokenizer differs: 0 of 96 tokens, reconstructions by up to inf"),
-    ],
-)
-def test_freezing_that_changes_something_is_refused(monkeypatch, tamper, message):
-    honest = Tokenizer.freeze
-
-    def freeze(self):
-        frozen = honest(self)
-        with torch.no_grad():
-            tamper(frozen)
-        return frozen
-
-    monkeypatch.setattr(freezing.Tokenizer, "freeze", freeze)
-    with pytest.raises(UserError, match=message):
-        freeze_tokenizer(tokenizer(), Images(uint8_images()))
 
 
 @pytest.mark.parametrize(("side", "patches"), [(24, 1), (32, 2), (256, 30)])
