@@ -55,6 +55,13 @@ class Run:
         self.inputs[path] = sha256_file(path)
         return path
 
+    def input_folder(self, stage: str, name: str, row: str | None = None) -> Path:
+        """The path of a folder among another stage's outputs, each of its files recorded with its hash."""
+        path = self.folder(stage, row) / name
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        self.inputs |= {file: sha256_file(file) for file in files}  # hidden are the marks of tools such as Snakemake
+        return path
+
     def output(self, file: str) -> Path:
         """The path of one of this stage's outputs, recorded."""
         path = self.folder(self.stage, self.row) / file
@@ -82,7 +89,7 @@ class Run:
         return Path("runs", self.parameters.study, self.stage, f"{self.row or 'all'}-{recipe_digest(recipe)}")
 
     def recipe(self) -> dict[str, Any]:
-        """The parameters that this stage and row depend on."""
+        """The parameters that this stage and row's results depend on."""
         everything = self.parameters.model_dump(mode="json")
         chosen = {"study": self.parameters.study, "seed": self.seed}
         if self.stage in everything:
@@ -95,6 +102,11 @@ class Run:
             rows = list(everything["rows"])
         if self.stage == "evaluate_elsewhere":
             chosen |= {name: everything[name] for name in ("evaluation_sets", "evaluate_tokenizer")}
+        if self.stage in ("sample", "sweep_guidance"):
+            ignored = ["batch_size", *(["count", "cfg_scale"] if self.stage == "sweep_guidance" else [])]
+            chosen["sample"] = {key: value for key, value in everything["sample"].items() if key not in ignored}
+        if self.stage == "sweep_guidance":
+            chosen[f"swept_generators.{self.name}"] = everything["swept_generators"][self.name]
         for group in ("rows", "generators", "evaluation_sets"):
             chosen |= {f"{group}.{row}": everything[group][row] for row in rows if row in everything[group]}
         return chosen
@@ -117,10 +129,17 @@ class Run:
             shutil.rmtree(self.resume_folder, ignore_errors=True)
 
 
-def run_stage(stage: str, work: Callable[[Run], None], *, each: Group | None = None, parallel: bool = False) -> None:
+def run_stage(
+    stage: str,
+    work: Callable[[Run], None],
+    *,
+    each: Group | None = None,
+    parallel: bool | Callable[[Parameters, str], bool] = False,
+) -> None:
     """Run ``work``, for the one of ``each`` group that the command line names; exit with one line on bad input.
 
-    With ``parallel`` it runs in one process per GPU, or in as many as ``torchrun`` or ``$FVQ_PROCESSES`` say.
+    With ``parallel`` (of the parameters and the name, where it is a function) it runs in one process per GPU, or in as
+    many as ``torchrun`` or ``$FVQ_PROCESSES`` say.
     """
     arguments = sys.argv[1:]
     with one_line_errors(), _outputs_kept():
@@ -133,6 +152,9 @@ def run_stage(stage: str, work: Callable[[Run], None], *, each: Group | None = N
             raise UserError(f"pipeline.{stage}: {each} has no {row or 'name'}; there are {', '.join(known) or 'none'}")
         if row and not each:
             raise UserError(f"pipeline.{stage}: takes no name, not {row}")
+        if callable(parallel):
+            assert row is not None
+            parallel = parallel(parameters, row)
         if parallel and (count := processes_to_start()) > 1:
             launch(f"pipeline.{stage}", arguments, count)
             return

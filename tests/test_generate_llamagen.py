@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from fvq.generate import LlamaGen, LlamaGenConfig
-from fvq.generate.llamagen import rotary_table
+from fvq.generate.llamagen import DropPath
+from fvq.generate.rotary import rotary_table, rotate
 from fvq.runtime.errors import UserError
 from fvq.runtime.weights import save_weights
 
@@ -95,7 +96,7 @@ def test_logits_equal_the_published_forward_pass():
     expected = torch.stack([published_logits(model, int(i), t.tolist()) for i, t in zip(labels, tokens, strict=True)])
     with torch.no_grad():
         logits = model(labels, tokens)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(model.float()(labels, tokens).double(), expected, rtol=1e-4, atol=1e-4)
     assert expected.std() > 0.1
 
@@ -107,6 +108,47 @@ def test_rotary_positions_of_a_grid():
     angles = torch.atan2(table[1:, :, 1], table[1:, :, 0]).reshape(2, 3, 4)
     rows, columns = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), indexing="ij")
     torch.testing.assert_close(angles, torch.stack([rows, rows / 10, columns, columns / 10], dim=-1))
+
+
+def test_half_precision_keeps_positions_exact():
+    model = random_model().bfloat16()
+    assert model.table.dtype == torch.float32
+    assert torch.equal(model.table, rotary_table((2, 3), head_width=8, base=10000.0))
+    x = torch.randn(2, 7, 4, 8).bfloat16()
+    turned = rotate(x, model.table)
+    assert turned.dtype == torch.bfloat16
+    assert torch.equal(turned, rotate(x.double(), model.table.double()).bfloat16())
+    assert torch.equal(turned[:, 1], x[:, 1])  # row 0, column 0
+    logits = model(*random_inputs(model))
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+
+
+def test_compiled_under_bfloat16_autocast():
+    model = random_model(drop_path=0.2).train()
+    labels, tokens = random_inputs(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = compiled(labels, tokens)
+        assert logits.dtype == torch.bfloat16
+        logits.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.no_grad():
+        exact = model(labels, tokens)
+        torch.testing.assert_close(compiled(labels, tokens), exact)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(compiled(labels, tokens).float(), exact, rtol=0, atol=0.05 * exact.abs().max())
+
+
+def test_a_model_comes_from_the_meta_device():
+    torch.manual_seed(0)
+    model = random_model()
+    with torch.device("meta"):
+        blank = LlamaGen(model.config)
+    labels, tokens = random_inputs(model)
+    assert blank(labels.to("meta"), tokens.to("meta")).shape == (4, 6, 23)
+    blank.to_empty(device="cpu").load_state_dict(model.state_dict())
+    assert torch.equal(blank.eval()(labels, tokens), model(labels, tokens))
 
 
 def test_a_token_changes_only_what_comes_after_it():
@@ -171,6 +213,34 @@ def test_each_dropout_acts_in_training():
         assert not torch.equal(model(labels, tokens), model(labels, tokens)), name
 
 
+def test_drop_path_rises_from_the_first_block_to_the_last():
+    model = random_model(depth=4, drop_path=0.3)
+    assert [block.drop_path.rate for block in model.layers] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert random_model(depth=1, drop_path=0.3).layers[0].drop_path.rate == 0
+    assert LlamaGenConfig(**SETTINGS).drop_path == 0
+
+
+def test_drop_path_skips_branches_of_whole_images():
+    torch.manual_seed(0)
+    x = torch.randn(2000, 3, 2)
+    drop_path = DropPath(0.25)
+    assert torch.equal(drop_path.eval()(x), x)
+    ratio = drop_path.train()(x) / x
+    kept = ratio[:, 0, 0] > 0
+    assert 0.72 < kept.float().mean() < 0.78
+    torch.testing.assert_close(ratio, torch.where(kept, 4 / 3, 0.0)[:, None, None].expand_as(ratio))
+
+
+def test_a_block_whose_branches_are_dropped_does_nothing():
+    off = {"class_dropout": 0.0, "token_dropout": 0.0, "residual_dropout": 0.0, "feedforward_dropout": 0.0}
+    model = random_model(**off, drop_path=1 - 1e-9).train()
+    inputs = random_inputs(model)
+    skipped = model(*inputs)
+    assert not torch.allclose(skipped, model.eval()(*inputs))
+    model.layers = model.layers[:1]
+    assert torch.equal(skipped, model(*inputs))
+
+
 def test_save_and_load(tmp_path):
     model = random_model()
     labels, tokens = random_inputs(model)
@@ -179,6 +249,9 @@ def test_save_and_load(tmp_path):
     assert loaded.config == model.config
     assert not loaded.training
     assert torch.equal(loaded(labels, tokens), model(labels, tokens))
+    older = {name: value for name, value in model.config.model_dump(mode="json").items() if name != "drop_path"}
+    save_weights(tmp_path / "older.safetensors", model.state_dict(), kind="generator", config=older)
+    assert LlamaGen.load(tmp_path / "older.safetensors").config == model.config
 
 
 def test_bad_files(tmp_path):
@@ -207,6 +280,7 @@ def test_bad_files(tmp_path):
         ({"heads": 3}, r"width \(32\) must be divisible by heads \(3\)"),
         ({"width": 24, "heads": 4}, r"width / heads \(6\) must be divisible by 4"),
         ({"class_dropout": 1.0}, "class_dropout"),
+        ({"drop_path": 1.0}, "drop_path"),
         ({"norm_eps": math.inf}, "norm_eps"),
         ({"grid": (2, 0)}, "grid"),
         ({"layers": 2}, "layers"),

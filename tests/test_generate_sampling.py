@@ -1,15 +1,14 @@
-"""Sampling: the cache, guidance, truncation, draws, each image's own stream, resumable runs, bad settings."""
+"""Sampling: guidance, truncation, draws, each image's own stream, labels, bad settings."""
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from test_generate_llamagen import random_inputs, random_model
+from test_generate_llamagen import random_model
 
-from fvq.generate import SamplingSettings, class_labels, sample_many, sampling
-from fvq.generate.sampling import draw, empty_caches, truncate
+from fvq.generate import SamplingSettings, class_labels
+from fvq.generate.sampling import draw, truncate
 from fvq.runtime.errors import UserError
 
 PLAIN = {"cfg_scale": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -33,18 +32,6 @@ def greedy_by_forward(model, labels, scale=1.0, start=0):
 
 
 @torch.no_grad()
-def test_cached_logits_equal_whole_forward_passes():
-    for model, tolerance in ((random_model().double(), 1e-9), (random_model(), 1e-5)):
-        labels, tokens = random_inputs(model)
-        whole = model(labels, tokens)
-        caches = empty_caches(model, len(labels))
-        for position in range(model.config.tokens):
-            last = model.start(labels, caches) if position == 0 else model.advance(tokens[:, position - 1], caches)
-            torch.testing.assert_close(last, whole[:, position], rtol=tolerance, atol=tolerance)
-        assert all(cache.filled == model.config.tokens for cache in caches)
-
-
-@torch.no_grad()
 def test_greedy_and_guided_greedy_equal_argmax_of_forward_passes():
     model = random_model()
     found = {}
@@ -63,7 +50,7 @@ def test_scale_1_never_looks_at_the_null_class():
     model = random_model()
     expected = model.sample(LABELS, **PLAIN, seed=0)
     with torch.no_grad():
-        model.cls_embedding.embedding_table.weight[-1] = torch.nan
+        model.cls_embedding.embedding_table.weight[-1] = 1e6
     assert torch.equal(model.sample(LABELS, **PLAIN, seed=0), expected)
 
 
@@ -162,62 +149,9 @@ def test_sampling_ignores_and_keeps_training_mode():
     assert model.training
 
 
-def test_a_killed_run_goes_on_from_its_parts(tmp_path, monkeypatch):
-    model = random_model()
-    labels = class_labels(11, 5, "uniform", seed=0)
-    run = {"model": model, "labels": labels, "settings": settings(cfg_scale=1.5), "seed": 4, "batch_size": 3}
-    whole = sample_many(**run, part_folder=tmp_path / "whole")
-    assert whole.shape == (11, 6)
-    assert whole.dtype == torch.int64
-    alone = model.sample(labels, cfg_scale=1.5, temperature=1.0, top_k=0, top_p=1.0, seed=4)
-    assert torch.equal(whole, alone)
-
-    computed, told = [], []
-    compute = sampling.sample_tokens
-
-    def counted(model, labels, settings, seed, numbers):
-        if len(computed) == 2:
-            raise KeyboardInterrupt
-        computed.append(numbers.tolist())
-        return compute(model, labels, settings, seed, numbers)
-
-    monkeypatch.setattr(sampling, "sample_tokens", counted)
-    with pytest.raises(KeyboardInterrupt):
-        sample_many(**run, part_folder=tmp_path / "parts", on_progress=told.append)
-    assert told == [3, 3]
-    assert len(list((tmp_path / "parts").iterdir())) == 2
-    computed.clear()
-    resumed = sample_many(**run, part_folder=tmp_path / "parts", on_progress=told.append)
-    assert torch.equal(resumed, whole)
-    assert computed == [[6, 7, 8], [9, 10]]
-    assert told == [3, 3, 3, 3, 3, 2]
-
-
-def test_a_damaged_part_is_named(tmp_path):
-    model = random_model()
-    run = {
-        "model": model,
-        "labels": LABELS,
-        "settings": settings(),
-        "seed": 4,
-        "batch_size": 6,
-        "part_folder": tmp_path,
-    }
-    sample_many(**run)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match=f"{path.name}: not readable"):
-        sample_many(**run)
-    np.save(path, np.zeros((6, 7), np.int32))
-    with pytest.raises(UserError, match=rf"{path.name}: holds int32 \(6, 7\), not int32 \(6, 6\)"):
-        sample_many(**run)
-
-
-def test_no_images(tmp_path):
+def test_no_images():
     none = torch.empty(0, dtype=torch.int64)
     assert random_model().sample(none, **PLAIN, seed=0).shape == (0, 6)
-    empty = sample_many(random_model(), none, settings(), seed=0, part_folder=tmp_path, batch_size=4)
-    assert empty.shape == (0, 6)
 
 
 def test_class_labels():
@@ -250,14 +184,12 @@ def test_bad_settings(changes, message):
         random_model().sample(LABELS, **{**PLAIN, **changes}, seed=0)
 
 
-def test_bad_labels_and_batches(tmp_path):
+def test_bad_labels():
     model = random_model()
     with pytest.raises(UserError, match=r"labels: 5 is no class of this generator \(0 to 4\)"):
         model.sample(torch.tensor([0, 5]), **PLAIN, seed=0)
     with pytest.raises(UserError, match="labels: -1 is no class"):
         model.sample(torch.tensor([-1]), **PLAIN, seed=0)
-    with pytest.raises(UserError, match="batch_size"):
-        sample_many(model, LABELS, settings(), seed=0, part_folder=tmp_path, batch_size=0)
     with pytest.raises(UserError, match="cfg_scale: this generator was trained with class_dropout 0"):
         random_model(class_dropout=0.0).sample(LABELS, **{**PLAIN, "cfg_scale": 2.0}, seed=0)
     with pytest.raises(ValidationError, match="cfg"):

@@ -3,7 +3,7 @@
 The modules bear the names of the released checkpoints (``autoregressive/models/gpt.py`` of FoundationVision/LlamaGen).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from torch import Tensor, nn
 
-from fvq.generate.sampling import LayerCache, SamplingSettings, check_sampling, sample_tokens
+from fvq.generate.decoding import sample_tokens
+from fvq.generate.rotary import rotary_table, rotate
+from fvq.generate.sampling import SamplingSettings
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.weights import load_weights, save_weights
 
@@ -27,6 +29,9 @@ class LlamaGenConfig(BaseModel):
     vocabulary_size: int = Field(ge=2, description="codes of the tokenizer")
     classes: PositiveInt = Field(description="image classes, the null class not counted")
     grid: tuple[PositiveInt, PositiveInt] = Field(description="rows and columns of tokens in an image")
+    tokenizer_sha256: str | None = Field(
+        default=None, description="SHA-256 of the tokenizer's file whose codes it learned; null where it is not known"
+    )
     width: PositiveInt = Field(description="channels of the residual stream")
     depth: PositiveInt = Field(description="transformer blocks")
     heads: PositiveInt = Field(description="attention heads of a block")
@@ -37,6 +42,12 @@ class LlamaGenConfig(BaseModel):
     token_dropout: float = Field(ge=0, lt=1, description="dropout on the embedded sequence, class included")
     residual_dropout: float = Field(ge=0, lt=1, description="dropout on what attention adds")
     feedforward_dropout: float = Field(ge=0, lt=1, description="dropout on what the feed-forward layer adds")
+    drop_path: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of images that skip a branch of the last block; it rises evenly from 0 at the first block",
+    )
     norm_eps: PositiveFloat = Field(default=1e-5, description="added to the mean square under the root")
     rope_base: PositiveFloat = Field(default=10000.0, description="base of the rotary frequencies")
 
@@ -68,29 +79,21 @@ class LlamaGenConfig(BaseModel):
         return -(-(8 * self.width // 3) // multiple) * multiple
 
 
-def rotary_table(grid: tuple[int, int], head_width: int, base: float) -> Tensor:
-    """Cosine and sine for the class token and each token of the grid, (1 + h*w, head_width / 2, 2) float32.
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): in training, whole images of ``x`` (B, ...) become 0 with this rate.
 
-    The first half of a head's pairs turns with the row, the second with the column. The class token's entries are all
-    zero, as released: its query and its key vanish, so that every token gives it the attention logit 0.
+    The others are divided by the share that is kept.
     """
-    rows, columns = grid
-    half = head_width // 2
-    frequencies = base ** -(torch.arange(0, half, 2, dtype=torch.float64) / half)
-    by_row = torch.outer(torch.arange(rows), frequencies)[:, None].expand(-1, columns, -1)
-    by_column = torch.outer(torch.arange(columns), frequencies)[None].expand(rows, -1, -1)
-    angles = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
-    table = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return torch.cat([torch.zeros_like(table[:1]), table]).float()
 
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring channels of ``x`` (B, T, ..., C), taken as complex numbers, by ``table`` (T, C/2, 2)."""
-    pairs = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = pairs.reshape(*x.shape[:-1], -1, 2)
-    turns = torch.view_as_complex(table.to(pairs.dtype))
-    turns = turns.reshape(len(turns), *[1] * (x.dim() - 3), -1)
-    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        dropped = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < self.rate
+        return (x / (1 - self.rate)).masked_fill(dropped, 0)
 
 
 class Attention(nn.Module):
@@ -103,13 +106,11 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.width, config.width, bias=False)
         self.resid_dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1))
         query, key = rotate(qkv[:, :, :2], table).transpose(1, 3).unbind(2)
         value = qkv[:, :, 2].transpose(1, 2)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         added: Tensor = self.resid_dropout(self.wo(mixed.transpose(1, 2).flatten(2)))
         return added
 
@@ -132,16 +133,17 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, then SwiGLU, each after an RMSNorm and added to the stream."""
 
-    def __init__(self, config: LlamaGenConfig) -> None:
+    def __init__(self, config: LlamaGenConfig, drop_path: float) -> None:
         super().__init__()
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
         self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table, cache)
-        added: Tensor = self.feed_forward(self.ffn_norm(x))
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attention(self.attention_norm(x), table))
+        added: Tensor = self.drop_path(self.feed_forward(self.ffn_norm(x)))
         return x + added
 
 
@@ -176,12 +178,24 @@ class LlamaGen(nn.Module):
         self.cls_embedding = ClassEmbedding(config)
         self.tok_embeddings = nn.Embedding(config.vocabulary_size, config.width)
         self.tok_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.layers = nn.ModuleList(
+            Block(config, config.drop_path * index / max(config.depth - 1, 1)) for index in range(config.depth)
+        )
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.output = nn.Linear(config.width, config.vocabulary_size, bias=False)
-        table = rotary_table(config.grid, config.head_width, config.rope_base)
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", self._rotary_table(), persistent=False)
         self._initialize()
+
+    def _rotary_table(self) -> Tensor:
+        weight, config = self.output.weight, self.config
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return rotary_table(config.grid, config.head_width, config.rope_base, dtype).to(weight.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # Positions stay exact under bfloat16 and float64 weights, and come to be where the meta device is left.
+        self.table = self._rotary_table()
+        return self
 
     def _initialize(self) -> None:
         for module in self.modules():
@@ -192,7 +206,12 @@ class LlamaGen(nn.Module):
     def features(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """What the output layer sees: (B, T, width) for labels (B,) and tokens (B, T), as in ``forward``."""
         embedded = torch.cat([self.cls_embedding(labels)[:, None], self.tok_embeddings(tokens[:, :-1])], dim=1)
-        return self._blocks(self.tok_dropout(embedded), self.table[: embedded.shape[1]], None)
+        x = self.tok_dropout(embedded)
+        table = self.table[: x.shape[1]]
+        for block in self.layers:
+            x = block(x, table)
+        features: Tensor = self.norm(x)
+        return features
 
     def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """Logits (B, T, vocabulary_size) for labels (B,) and tokens (B, T), both int64, T at most h*w.
@@ -201,26 +220,6 @@ class LlamaGen(nn.Module):
         """
         logits: Tensor = self.output(self.features(labels, tokens))
         return logits
-
-    def start(self, labels: Tensor, caches: Sequence[LayerCache]) -> Tensor:
-        """Logits (B, vocabulary_size) of the first token; ``caches`` (one per block) are filled for the next."""
-        return self._step(self.cls_embedding(labels), caches)
-
-    def advance(self, tokens: Tensor, caches: Sequence[LayerCache]) -> Tensor:
-        """Logits (B, vocabulary_size) of the token after ``tokens`` (B,), the newest ones."""
-        return self._step(self.tok_embeddings(tokens), caches)
-
-    def _step(self, embedded: Tensor, caches: Sequence[LayerCache]) -> Tensor:
-        position = caches[0].filled
-        features = self._blocks(self.tok_dropout(embedded)[:, None], self.table[position : position + 1], caches)
-        logits: Tensor = self.output(features[:, 0])
-        return logits
-
-    def _blocks(self, x: Tensor, table: Tensor, caches: Sequence[LayerCache] | None) -> Tensor:
-        for index, block in enumerate(self.layers):
-            x = block(x, table, caches[index] if caches is not None else None)
-        features: Tensor = self.norm(x)
-        return features
 
     def sample(
         self,
@@ -234,11 +233,11 @@ class LlamaGen(nn.Module):
         cfg_start: int = 0,
         image_numbers: Tensor | None = None,
     ) -> Tensor:
-        """Draw the tokens of one image per label, (B, h*w) int64.
+        """Draw the tokens of one image per label, (B, h*w) int64, on the CPU.
 
         Each image draws from a random stream of its own, named by ``seed`` and its number (by default its place among
-        the labels), so that it does not depend on which images are drawn beside it, up to the rounding of matrix
-        products of different sizes.
+        the labels), so that it does not depend on which images are drawn beside it: with oneDNN on a CPU to the bit,
+        elsewhere up to the rounding of matrix products of different sizes.
 
         Args:
             labels: (B,) int64.
@@ -248,7 +247,7 @@ class LlamaGen(nn.Module):
             top_k: only the k likeliest tokens are drawn; 0 is all.
             top_p: only the smallest set of likeliest tokens with at least this probability is drawn; 1 is all.
             seed: of all images.
-            cfg_start: the first token that is guided, from 0.
+            cfg_start: the first token that is guided, from 0. The released ``cfg_interval`` is the reverse, its end.
             image_numbers: (B,) int64.
 
         Raises:
@@ -262,7 +261,6 @@ class LlamaGen(nn.Module):
             raise UserError(describe_validation_error(error, "sample")) from None
         if image_numbers is None:
             image_numbers = torch.arange(len(labels))
-        check_sampling(self, labels, settings)
         return sample_tokens(self, labels, settings, seed, image_numbers)
 
     def save(self, path: Path | str) -> None:
@@ -274,13 +272,15 @@ class LlamaGen(nn.Module):
         """The generator of a file that ``save`` wrote, on the CPU, in evaluation mode; UserError names a bad file."""
         tensors, config = load_weights(path, kind="generator")
         try:
-            model = cls(LlamaGenConfig.model_validate(config))
+            checked = LlamaGenConfig.model_validate(config)
         except ValidationError as error:
             raise UserError(describe_validation_error(error, str(path))) from None
+        with torch.device("meta"):
+            model = cls(checked)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise UserError(f"{path}: {name} is {found.get(name)} and must be {wanted.get(name)}")
-        model.load_state_dict(tensors)
+        model.to_empty(device="cpu").load_state_dict(tensors)
         return model.eval()

@@ -16,10 +16,18 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return count // batch_size
 
 
+def check_length(epochs: float | None, steps: int | None) -> None:
+    """ValueError unless a training's length is given once."""
+    if (epochs is None) == (steps is None):
+        raise ValueError("one of epochs and steps must be a number and the other null")
+
+
 def total_steps(epochs: float | None, steps: int | None, per_epoch: int) -> int:
     """The length of a training that is given either in epochs or in steps; at least one step."""
-    if (epochs is None) == (steps is None):
-        raise UserError("one of epochs and steps must be a number and the other null")
+    try:
+        check_length(epochs, steps)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return steps if steps is not None else max(1, round((epochs or 0) * per_epoch))
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def recipe_digest(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
+def write_state(state: dict[str, Any], path: Path) -> None:
     """``torch.save``, whose RuntimeError on a full disk hides the OSError that it came from."""
     try:
         with path.open("wb") as file:
@@ -32,6 +32,24 @@ def _write(state: dict[str, Any], path: Path) -> None:
     except RuntimeError as error:
         cause = error.__context__
         raise (cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error))) from None
+
+
+@contextmanager
+def locked(folder: Path, does: str = "writes") -> Iterator[None]:
+    """Keep other processes out of ``folder``, which is made; UserError where one is in it and, so it says, ``does``.
+
+    The lock ends with its process. File systems without locks are left without.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Hidden: readers of Parquet take a folder's other files for tables.
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process {does} here at this moment; wait for it or stop it") from None
+        except OSError:
+            pass
+        yield
 
 
 class CheckpointFolder:
@@ -48,7 +66,7 @@ class CheckpointFolder:
         """Write the state after ``step`` steps; drop later ones, which are damaged, and all but the newest ``keep``."""
         path = self.folder / f"step-{step:08d}.pt"
         with write_atomically(path) as temporary:
-            _write(dict(state), temporary)
+            write_state(dict(state), temporary)
             digest = sha256_file(temporary)
         with write_atomically(path.with_suffix(".sha256")) as temporary:
             temporary.write_text(digest)
@@ -65,29 +83,16 @@ class CheckpointFolder:
         for step, path in saved:
             digest = path.with_suffix(".sha256")
             if digest.is_file() and digest.read_bytes().strip() == sha256_file(path).encode():
-                return step, torch.load(path, map_location="cpu", weights_only=True)
+                # Mapped: several processes on a machine hold it once.
+                return step, torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             before = "going back to the state before it" if path != saved[-1][1] else "starting anew"
             if loud:
                 print(f"fvq: {path} is damaged; {before}", file=sys.stderr)
         return None
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder; UserError where one does. The lock ends with its process.
-
-        File systems without locks are left without.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.folder}: another process trains here at this moment; wait for it or stop it"
-                ) from None
-            except OSError:
-                pass
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from training in this folder, as by the function ``locked``."""
+        return locked(self.folder, "trains")
 
     def clear(self) -> None:
         """Remove the folder: the run is finished."""

@@ -1,5 +1,6 @@
 """Progress on a terminal; a line now and then where the output is a file."""
 
+import math
 import sys
 import time
 from collections import deque
@@ -18,7 +19,7 @@ _RATE_OVER_SECONDS = 15.0
 class Advance(Protocol):
     """What ``track`` yields: so many more are done; a note stays until the next one."""
 
-    def __call__(self, count: int, note: str = "") -> None: ...
+    def __call__(self, count: float, note: str = "") -> None: ...
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def track(
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task(description, total=total, completed=done)
 
-            def move(count: int, note: str = "") -> None:
+            def move(count: float, note: str = "") -> None:
                 pace.advance(count, note)
                 progress.advance(task, count)
 
@@ -57,7 +58,7 @@ def track(
 
     last = time.monotonic()
 
-    def tell(count: int, note: str = "") -> None:
+    def tell(count: float, note: str = "") -> None:
         nonlocal last
         pace.advance(count, note)
         now = time.monotonic()
@@ -85,12 +86,12 @@ class _Pace:
     """How far and how fast, as text."""
 
     def __init__(self, total: int, done: int, unit: str | None, per_step: int) -> None:
-        self.total, self.done, self.unit, self.per_step = total, done, unit, per_step
+        self.total, self.done, self.unit, self.per_step = total, float(done), unit, per_step
         self.note = ""
         self.started = self.now = time.monotonic()
-        self._points = deque([(self.started, done)])  # times and what was done by then
+        self._points = deque([(self.started, self.done)])  # times and what was done by then
 
-    def advance(self, count: int, note: str) -> None:
+    def advance(self, count: float, note: str) -> None:
         self.done += count
         self.note = note or self.note
         self.now = time.monotonic()
@@ -102,7 +103,7 @@ class _Pace:
 
     def position(self) -> str:
         counted = "steps" if self.per_step > 1 else self.unit
-        return f"{self.done:,}/{self.total:,}" + (f" {counted}" if counted else "")
+        return f"{math.floor(self.done + 1e-6):,}/{self.total:,}" + (f" {counted}" if counted else "")
 
     def rate(self) -> str:
         """Empty until something is done."""
