@@ -151,9 +151,11 @@ def test_files_that_are_no_checkpoint(refused, content, tmp_path):
     [
         (torch.zeros(3), "holds no checkpoint but a Tensor"),
         ({}, "holds no checkpoint but a dict"),
-        ({"epoch": 1, "b": 2, "c": 3, "d": 4}, "holds no model or state_dict, but epoch, b, c and 1 more"),
+        ({"epoch": 1, "b": 2, "c": 3, "d": 4}, "holds no model or module or state_dict, but epoch, b, c and 1 more"),
         ({"model": {"a": 1}}, "model is not a state dict (names and tensors)"),
-        ({"fc.weight": torch.zeros(2)}, "of no published tokenizer layout; its tensors are fc.weight"),
+        ({"model": {"a": torch.zeros(2, device="meta")}}, "a is no dense tensor with values"),
+        ({"a": torch.eye(2).to_sparse()}, "a is no dense tensor with values"),
+        ({"fc.weight": torch.zeros(2)}, "of no published layout; its tensors are fc.weight"),
     ],
 )
 def test_content_that_is_no_tokenizer(refused, content, message):
@@ -261,6 +263,11 @@ def test_another_architecture(refused, state, message):
 def test_options_that_do_not_fit_the_file(refused, options, message):
     torch.save({"model": STATE}, "vq.pt")
     assert message in refused("vq.pt", "--layout", "fvq", *options)
+
+
+def test_a_grid_is_a_generators_option(refused):
+    torch.save({"model": STATE}, "vq.pt")
+    assert "vq.pt: holds a tokenizer, which knows no --grid" in refused("vq.pt", "--layout", "fvq", "--grid", 16)
 
 
 def test_heads_that_do_not_fit_the_bridge(refused):

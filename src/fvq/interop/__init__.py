@@ -1,1 +1,1 @@
-"""Published tokenizer checkpoints in and out: LlamaGen, FVQ and taming-transformers."""
+"""Published checkpoints in and out: tokenizers of LlamaGen, FVQ and taming-transformers, LlamaGen's generators."""

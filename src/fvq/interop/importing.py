@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fvq.interop.convert import from_published, to_published
 from fvq.interop.layouts import DESCRIPTIONS, LABELS, POSITIONS, Layout, recognise
-from fvq.interop.reading import read_weights, shortened
+from fvq.interop.reading import Checkpoint, differing_names, read_checkpoint, shortened
 from fvq.interop.sizes import infer_config
 from fvq.quantize.bridge_blocks import grid_positions
 from fvq.runtime.errors import UserError
@@ -34,21 +34,27 @@ class ImportedTokenizer:
 def import_tokenizer(
     path: Path | str, *, layout: Layout | None = None, ema: bool = False, heads: int = 4, image_size: int = 256
 ) -> ImportedTokenizer:
-    """Read a published checkpoint; sizes come from its tensors, and every value stays as it is.
+    """``tokenizer_of`` a file; ``ema`` takes the averaged weights."""
+    return tokenizer_of(read_checkpoint(path, ema=ema), layout=layout, heads=heads, image_size=image_size)
+
+
+def tokenizer_of(
+    checkpoint: Checkpoint, *, layout: Layout | None, heads: int = 4, image_size: int = 256
+) -> ImportedTokenizer:
+    """A published checkpoint as a tokenizer; sizes come from its tensors, and every value stays as it is.
 
     Of a label embedding (``fvq-dit``) only the unconditional row, the last, is kept, as the released conversion does.
 
     Args:
-        path: a ``.pt``, ``.ckpt`` or ``.safetensors`` file.
+        checkpoint: what ``read_checkpoint`` gave.
         layout: what it is; by default recognised, where its names tell.
-        ema: take the averaged weights.
         heads: attention heads of the bridge; 4 in all published configurations.
         image_size: height and width of the images in pixels.
 
     Raises:
-        UserError: the file is no readable checkpoint of a published layout; the message names what is unlike it.
+        UserError: the checkpoint is of no published layout; the message names what is unlike it.
     """
-    weights, others = read_weights(path, ema=ema)
+    path, weights = checkpoint.path, checkpoint.weights
     layout = _choose_layout(weights, layout, path)
     tensors = {name: tensor for name, tensor in weights.items() if name != _USAGE and not name.startswith(_LOSS)}
     config = infer_config(tensors, layout, heads=heads, image_size=image_size, path=path)
@@ -59,13 +65,13 @@ def import_tokenizer(
     _check_tensors(tensors, to_published(blank, config, layout), layout, path)
     tokenizer = Tokenizer(config)
     tokenizer.load_state_dict(from_published(tensors, blank, config, layout))
-    return ImportedTokenizer(tokenizer.eval(), layout, (*others, *_left_out(weights, layout)))
+    return ImportedTokenizer(tokenizer.eval(), layout, (*checkpoint.others, *_left_out(weights, layout)))
 
 
 def _choose_layout(names: Iterable[str], layout: Layout | None, path: Path | str) -> Layout:
     possible = recognise(names)
     if not possible:
-        raise UserError(f"{path}: of no published tokenizer layout; its tensors are {shortened(list(names))}")
+        raise UserError(f"{path}: of no published layout; its tensors are {shortened(list(names))}")
     if layout is not None and layout not in possible:
         raise UserError(f"{path}: not of the layout {layout}, but of {' or '.join(possible)}")
     if layout is None and len(possible) > 1:
@@ -94,16 +100,9 @@ def _without_fixed_parts(tensors: Mapping[str, Tensor], config: TokenizerConfig,
 def _check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], layout: Layout, path: Path | str
 ) -> None:
-    problems = [
-        f"{len(names)} {what} ({shortened(names)})"
-        for names, what in (
-            ([name for name in tensors if name not in expected], "unexpected"),
-            ([name for name in expected if name not in tensors], "missing"),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{path}: of another architecture than the layout {layout}; tensors: {'; '.join(problems)}")
+    differing = differing_names(tensors, expected)
+    if differing:
+        raise UserError(f"{path}: of another architecture than the layout {layout}; tensors: {differing}")
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise UserError(f"{path}: {name} is {str(tensor.dtype)[6:]}; the published tensors are float32")
