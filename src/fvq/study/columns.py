@@ -27,7 +27,7 @@ def read_columns(path: Path, names: Sequence[str], optional: Sequence[str] = ())
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not valid CSV ({error})") from None
     if not lines:
-        raise UserError(f"{path}: holds no step")
+        raise UserError(f"{path}: holds no line of figures")
     for name in names:
         if name not in lines[0]:
             raise UserError(f"{path}: lacks the column {name}")

@@ -13,6 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from fvq.study.archives import Images
 from fvq.study.experiment_figures import code_map_figure, sizes_figure, stability_figure, trajectory_figure
+from fvq.study.guidance_figure import guidance_figure
 from fvq.study.palette import row_colours, row_lines
 from fvq.study.results import GeneratorRow, Study
 from fvq.study.style import INK, STYLE, legend, legend_columns, logarithmic, step_axis
@@ -74,6 +75,7 @@ def study_figures(study: Study) -> dict[str, Figure]:
             "reconstructions": reconstruction_figure(study),
             **_experiments(study),
             **{f"samples_{row.name}": sample_figure(study, row) for row in study.generators},
+            **({"guidance": guidance_figure(study)} if study.sweeps else {}),
         }
 
 

@@ -55,29 +55,32 @@ def to_markdown(table: Table) -> str:
         "",
         "Two kinds of data side by side, not to be compared figure by figure:",
         "",
-        f"- **{_markdown(PAPER_LABEL)}**",
-        f"- **{_markdown(table.measured_label)}**",
+        f"- **{escape_markdown(PAPER_LABEL)}**",
+        f"- **{escape_markdown(table.measured_label)}**",
         "",
-        _markdown_line([_markdown(heading) for heading in headings]),
-        _markdown_line(rules),
+        markdown_line([escape_markdown(heading) for heading in headings]),
+        markdown_line(rules),
     ]
     for line in table.lines:
         paper, measured = side_by_side(line, table)
-        lines.append(_markdown_line([_markdown_cell(cell) for cell in (*paper, *measured)]))
-    return "\n".join([*lines, "", *(f"- {_markdown(note)}" for note in table.notes)]) + "\n"
+        lines.append(markdown_line([markdown_cell(cell) for cell in (*paper, *measured)]))
+    return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in table.notes)]) + "\n"
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """A line of a table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_cell(cell: Cell) -> str:
-    text = _markdown(cell.text)
+def markdown_cell(cell: Cell) -> str:
+    """Text and detail, the best in bold, the second-best underlined."""
+    text = escape_markdown(cell.text)
     marked = {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(cell.rank, text)
-    return f"{marked} ({_markdown(cell.detail)})" if cell.detail else marked
+    return f"{marked} ({escape_markdown(cell.detail)})" if cell.detail else marked
 
 
-def _markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """``text`` so that Markdown shows it as it stands, in one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{character}" if character in r"\|*_`[]" else character for character in text)
 
@@ -103,13 +106,14 @@ def to_latex(table: Table) -> str:
     ]
     for line in table.lines:
         paper, measured = side_by_side(line, table)
-        lines.append(" & ".join(_latex_cell(cell) for cell in (*paper, *measured)) + " \\\\")
+        lines.append(" & ".join(latex_cell(cell) for cell in (*paper, *measured)) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}}", "\\par\\smallskip\\footnotesize\\raggedright"]
     lines += [f"{escape_latex(note)}\\\\" for note in table.notes]
     return "\n".join([*lines, "\\end{table}"]) + "\n"
 
 
-def _latex_cell(cell: Cell) -> str:
+def latex_cell(cell: Cell) -> str:
+    """As ``markdown_cell``, for LaTeX."""
     text = escape_latex(cell.text)
     marked = {1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(cell.rank, text)
     return f"{marked} ({escape_latex(cell.detail)})" if cell.detail else marked

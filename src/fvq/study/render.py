@@ -10,6 +10,7 @@ from typing import Any
 from fvq.runtime.files import write_atomically
 from fvq.study.figures import write_figures
 from fvq.study.formats import to_csv, to_latex, to_markdown
+from fvq.study.guidance_table import guidance_files
 from fvq.study.report import render_report
 from fvq.study.results import Study, read_study
 from fvq.study.tables import build_tables
@@ -42,6 +43,9 @@ def render_study(results: Path, reports: Path, parameters: Mapping[str, Any]) ->
         for table in tables:
             for kind, convert in _FORMATS.items():
                 (tables_folder / f"{table.name}.{kind}").write_text(convert(table), encoding="utf-8")
+        if study.sweeps:
+            for kind, text in guidance_files(study).items():
+                (tables_folder / f"guidance.{kind}").write_text(text, encoding="utf-8")
         drawings = write_figures(study, figures_folder)
         written = [
             *(reports / "tables" / path.name for path in sorted(tables_folder.iterdir())),

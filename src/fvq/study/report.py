@@ -15,6 +15,8 @@ from fvq.study import observations
 from fvq.study.archives import Images
 from fvq.study.figures import strip
 from fvq.study.formats import side_by_side
+from fvq.study.guidance import nearest_in_words
+from fvq.study.guidance_table import guidance_headings, guidance_lines, guidance_notes
 from fvq.study.palette import row_colours
 from fvq.study.paper import TITLE
 from fvq.study.results import Study
@@ -57,6 +59,12 @@ def render_report(study: Study, figures: Mapping[str, str], links: Sequence[str]
         outcome=outcome_in_words(claims),
         strip=strip_uri,
         samples_in_words=samples_in_words(study),
+        guidance_headings=guidance_headings(study),
+        guidance_lines=guidance_lines(study),
+        guidance_notes=guidance_notes(study),
+        nearest_in_words=nearest_in_words,
+        tokenizer_labels={row.name: row.label for row in study.rows},
+        generator_labels={row.name: row.label for row in study.generators},
         stages=list(dict.fromkeys(run.stage for run in study.runs)),
         wall_times=wall_times(study),
         total_seconds=sum(run.wall_seconds or 0 for run in study.runs),

@@ -16,9 +16,11 @@ from fvq.runtime.errors import UserError
 from fvq.runtime.files import read_json
 from fvq.study.archives import Images, image_shape, read_images, read_labels
 from fvq.study.experiments import CodeMap, SizeCurve, Trajectory, read_code_maps, read_sizes, read_trajectories
+from fvq.study.guidance import Sweep, read_sweep
 from fvq.study.history import History, read_history
 from fvq.study.runs import StageRun, read_runs
 from fvq.study.text import count
+from fvq.study.token_tables import TokenTableSize, read_token_tables
 
 RECONSTRUCTIONS_SHOWN = 10
 CLASSES_SHOWN = 10
@@ -97,6 +99,8 @@ class Study:
     trajectories: tuple[Trajectory, ...]
     code_maps: tuple[CodeMap, ...]
     sizes: tuple[SizeCurve, ...]
+    sweeps: tuple[Sweep, ...]
+    token_tables: tuple[TokenTableSize, ...]
     runs: tuple[StageRun, ...]
 
     @property
@@ -127,7 +131,8 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
     `reconstructions.npz`; per generator row `evaluate_generator/<row>/metrics.json`, `sample/<row>/samples.npz` and,
     for its size, `train_generator/<row>/generator.safetensors`; `prepare_data/validation.parquet` for the class names;
     `small_experiments/` (`trajectories.parquet`, `trajectories.json`, `sizes.csv`) and `map_codes/`
-    (`code_map.parquet`, `code_map.json`); every stage's `provenance.json` where there is one.
+    (`code_map.parquet`, `code_map.json`); `sweep_guidance/<generator>/guidance.csv` of the swept generators;
+    `cache_tokens/<row>/size.json` of the generators' rows and every stage's `provenance.json` where there is one.
 
     Raises:
         UserError: a file is missing, damaged, lacks a figure, or was made under another protocol than its fellows.
@@ -139,6 +144,11 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
     for name, settings in generators.items():
         if settings["tokenizer"] not in rows:
             raise UserError(f"generators.{name}.tokenizer: there is no row {settings['tokenizer']} in this study")
+    swept = [name for name, chosen in (parameters.get("swept_generators") or {}).items() if chosen]
+    for name in swept:
+        if name not in generators:
+            raise UserError(f"swept_generators: there is no generator {name} in this study")
+    cached = list(dict.fromkeys(settings["tokenizer"] for settings in generators.values()))
 
     tokenizer_files = {name: results / "evaluate_tokenizer" / name / "metrics.json" for name in rows}
     generator_files = {name: results / "evaluate_generator" / name / "metrics.json" for name in generators}
@@ -149,7 +159,8 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
     extractor = tokenizer_protocol["protocol_extractor"]
     inception = extractor == "inception-2015"
     names = (*_TOKENIZER_FIGURES, "rfid" if inception else f"rfd_{extractor}")
-    generator_names = (*_GENERATOR_FIGURES, "fid" if inception else f"fd_{extractor}", f"is_{extractor}")
+    distance, score = "fid" if inception else f"fd_{extractor}", f"is_{extractor}"
+    generator_names = (*_GENERATOR_FIGURES, distance, score)
 
     tokenizer_rows = tuple(
         _read_tokenizer_row(results, name, settings, _figures(tokenizer_files[name], metrics, names, ("lpips_alex",)))
@@ -181,12 +192,12 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
         trajectories=read_trajectories(results / "small_experiments"),
         code_maps=read_code_maps(results / "map_codes", rows),
         sizes=read_sizes(results / "small_experiments" / "sizes.csv"),
-        runs=read_runs(
-            results,
-            list(rows),
-            list(dict.fromkeys(settings["tokenizer"] for settings in generators.values())),
-            list(generators),
+        sweeps=tuple(
+            read_sweep(results / "sweep_guidance" / name / "guidance.csv", name, distance=distance, score=score)
+            for name in swept
         ),
+        token_tables=read_token_tables(results / "cache_tokens", cached),
+        runs=read_runs(results, list(rows), cached, list(generators), swept),
     )
 
 

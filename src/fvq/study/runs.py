@@ -23,7 +23,7 @@ class StageRun:
 
 
 def read_runs(
-    results: Path, rows: Sequence[str], cached: Sequence[str], generators: Sequence[str]
+    results: Path, rows: Sequence[str], cached: Sequence[str], generators: Sequence[str], swept: Sequence[str]
 ) -> tuple[StageRun, ...]:
     """The stages in the data's order, each with its provenance record where there is one."""
     stages: list[tuple[str, Sequence[str | None]]] = [
@@ -38,6 +38,7 @@ def read_runs(
         ("train_generator", generators),
         ("sample", generators),
         ("evaluate_generator", generators),
+        ("sweep_guidance", swept),
     ]
     return tuple(_read_run(results, stage, row) for stage, names in stages for row in names)
 
