@@ -31,8 +31,11 @@ def _parameters(cases: Callable[[str], list[Case]]) -> Iterator[Any]:
                     yield pytest.param(device, case, turn, rival, id=name)
 
 
-def measure(benchmark: BenchmarkFixture, device: str, case: Case, turn: int, rival: str) -> None:
-    """Time a rival, hold its result against the first one's and, in the first turn, measure its memory."""
+def measure(benchmark: BenchmarkFixture, device: str, case: Case, turn: int, rival: str) -> Any:
+    """Time a rival, hold its result against the first one's and, in the first turn, measure its memory.
+
+    Returns the result.
+    """
     key = (device, case.title)
     benchmark.extra_info.update(device=device, case=case.title, base=case.base, rival=rival, turn=turn)
     try:
@@ -46,3 +49,4 @@ def measure(benchmark: BenchmarkFixture, device: str, case: Case, turn: int, riv
         _expected.clear()
         _expected[key] = result
     case.agree(result, _expected[key])
+    return result

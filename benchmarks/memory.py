@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 from cases import Case, Work
+from decoding_cases import decoding_cases
 from search_cases import search_cases
 from step_cases import step_cases
+from token_cases import token_cases
 
 # Its processes have imported what takes long and used nothing of it.
 _fresh = multiprocessing.get_context("forkserver")
-_fresh.set_forkserver_preload(["torch", "fvq.config", "fvq.quantize", "fvq.tokenizer"])
+_fresh.set_forkserver_preload(["torch", "fvq.config", "fvq.generate", "fvq.quantize", "fvq.tokenizer"])
 
 
 def peak_bytes(device: str, case: Case, rival: str) -> int | None:
@@ -23,7 +25,8 @@ def peak_bytes(device: str, case: Case, rival: str) -> int | None:
 
 
 def _measure(device: str, title: str, rival: str) -> int:
-    case = next(case for case in search_cases(device) + step_cases(device) if case.title == title)
+    everything = (search_cases, step_cases, token_cases, decoding_cases)
+    case = next(case for cases in everything for case in cases(device) if case.title == title)
     work = case.rivals[rival]()
     # A process's first backward pass from a given gradient imports sympy, whoever asks for it.
     torch.ones(1, requires_grad=True).backward(torch.ones(1))
