@@ -1,14 +1,18 @@
 """The command line: what it writes and prints, against the library; bad input as one line; what was there stays."""
 
+import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from fvq.data.crops import center_crop_adm
@@ -16,7 +20,7 @@ from fvq.data.image_table import to_model_range, to_uint8, write_image_table
 from fvq.data.records import ImageRecord
 from fvq.evaluate.classifier import ImageClassifier, ImageClassifierConfig
 from fvq.evaluate.generator_metrics import evaluate_samples
-from fvq.generate import LlamaGen, LlamaGenConfig, sampling
+from fvq.generate import LlamaGen, LlamaGenConfig, class_labels, parts
 from fvq.tokenizer import Architecture, Tokenizer, TokenizerConfig
 
 SIZE, CLASSES = 16, ["ant", "bee", "cat"]
@@ -126,7 +130,8 @@ def test_every_command_has_help_with_an_example(fvq, command):
 
 
 def test_wrong_arguments_are_one_line_without_a_traceback():
-    done = subprocess.run([sys.executable, "-m", "fvq.cli", "sample", "x"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "fvq.cli", "sample", "x", "--out", "x.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("fvq: error: ") and done.stderr.count("\n") == 1
     assert "TOKENIZER" in done.stderr and "fvq sample --help" in done.stderr
@@ -137,6 +142,11 @@ def test_other_wrong_arguments(refused):
     assert "--sharp" in refused("doctor", "--sharp", status=2)
     assert "--count" in refused("sample", "g", "t", "--out", "x.png", "--count", "0", status=2)
     assert "--count" in refused("sample", "g", "t", "--out", "x.png", "--count", "many", status=2)
+    assert "--out" in refused("sample", "g", "t", status=2)
+    assert "--row" in refused("sample", "g", "t", "--row", "fvq", "--out", "x.png", status=2)
+    assert "--labels" in refused("sample", "--class", "1", "--labels", "uniform", "--out", "x.png", status=2)
+    assert "'balanced', 'uniform'" in refused("sample", "--labels", "all", "--out", "x.png", status=2)
+    assert "--precision" in refused("sample", "--precision", "float16", "--out", "x.png", status=2)
 
 
 # reconstruct
@@ -236,7 +246,7 @@ def test_sample_archive(sampled, weights, tmp_path):
     images, labels = sampled("--count", 7, "--batch-size", 3)
     assert images.dtype == np.uint8 and labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert np.array_equal(images, library_samples(weights, labels))
-    settings = {"cfg_scale": 2.5, "temperature": 0.7, "top_k": 9, "top_p": 0.8, "seed": 4}
+    settings = {"cfg_scale": 2.5, "cfg_start": 3, "temperature": 0.7, "top_k": 9, "top_p": 0.8, "seed": 4}
     options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
     guided, labels = sampled("--class", 2, "--count", 4, *options)
     assert labels.tolist() == [2] * 4
@@ -244,7 +254,26 @@ def test_sample_archive(sampled, weights, tmp_path):
     assert not np.array_equal(guided, library_samples(weights, labels))
     record = json.loads((tmp_path / "s.npz.provenance.json").read_text())
     assert record["seed"] == 4 and record["parameters"]["top_k"] == 9 and len(record["inputs"]) == 2
+    assert record["parameters"]["cfg_start"] == 3 and record["parameters"]["class"] == "class 2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.npz", "s.npz.provenance.json"]
+
+
+def test_sample_archive_of_drawn_classes(sampled, weights, tmp_path):
+    images, labels = sampled("--count", 20, "--labels", "uniform", "--seed", 3)
+    assert np.array_equal(labels, class_labels(20, 3, "uniform", 3)) and labels.tolist() != [0, 1, 2] * 6 + [0, 1]
+    assert np.array_equal(images, library_samples(weights, labels, seed=3))
+    record = json.loads((tmp_path / "s.npz.provenance.json").read_text())["parameters"]
+    assert record["labels"] == "uniform" and record["precision"] == "float32"
+
+
+def test_sample_in_bfloat16(sampled, weights, tmp_path):
+    images, labels = sampled("--count", 64, "--precision", "bfloat16")
+    model = LlamaGen.load(weights / "generator.safetensors").to(torch.bfloat16)
+    tokens = model.sample(torch.from_numpy(labels), cfg_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, seed=0)
+    decoded = to_uint8(Tokenizer.load(weights / "tokenizer.safetensors").decode(tokens)).permute(0, 2, 3, 1)
+    assert np.array_equal(images, decoded.numpy())
+    assert not np.array_equal(images, library_samples(weights, labels))
+    assert json.loads((tmp_path / "s.npz.provenance.json").read_text())["parameters"]["precision"] == "bfloat16"
 
 
 def test_sample_picture(fvq, weights):
@@ -255,6 +284,56 @@ def test_sample_picture(fvq, weights):
     assert np.array_equal(tiles("turn.png", 2, 3), expected)
     fvq("sample", *files, "--count", 4, "--class", "1", "--out", "one.png")
     assert np.array_equal(tiles("one.png", 2, 2), library_samples(weights, [1] * 4).reshape(2, 2, SIZE, SIZE, 3))
+    status, out, _ = fvq("sample", *files, "--count", 4, "--labels", "uniform", "--out", "drawn.png")
+    assert status == 0 and "wrote drawn.png (4 images, any of 3 classes)" in out
+    expected = library_samples(weights, class_labels(4, 3, "uniform", 0)).reshape(2, 2, SIZE, SIZE, 3)
+    assert np.array_equal(tiles("drawn.png", 2, 2), expected)
+
+
+@pytest.fixture
+def study(weights, tmp_path):
+    """The default study in the command's folder; trains its generators by name."""
+    params = tmp_path / "params.yaml"
+    params.write_bytes((Path(__file__).parents[1] / "params.yaml").read_bytes())
+    results = tmp_path / "results" / yaml.safe_load(params.read_text())["study"]
+
+    def train(name, seed):
+        torch.manual_seed(seed)
+        small_generator().save(results / "train_generator" / name / "generator.safetensors")
+        small_tokenizer().save(results / "freeze_codebook" / name / "tokenizer.safetensors")
+        return results / "train_generator" / name, results / "freeze_codebook" / name
+
+    return train
+
+
+def test_sample_takes_the_last_generator_of_the_study(fvq, study):
+    study("vq", 1)
+    for name, others in (("vq", "\n"), ("fvq", "; --row takes another: vq\n")):
+        folders = study(name, 2)
+        files = folders[0] / "generator.safetensors", folders[1] / "tokenizer.safetensors"
+        status, out, err = fvq("sample", "--class", 2, "--count", 16, "--out", f"{name}.png")
+        assert status == 0 and err == "" and f"generator {name} of the study smoke-photos{others}" in out
+        fvq("sample", *files, "--class", 2, "--count", 16, "--out", "named.png", "--force")
+        assert Path(f"{name}.png").read_bytes() == Path("named.png").read_bytes()
+    status, out, _ = fvq("sample", "--row", "vq", "--count", 3, "--out", "vq.npz")
+    assert status == 0 and "generator vq of the study smoke-photos; --row takes another: fvq\n" in out
+    record = json.loads(Path("vq.npz.provenance.json").read_text())
+    assert record["row"] == "vq" and all("/vq/" in name for name in record["inputs"])
+
+
+def test_sample_without_a_trained_study(refused, study, tmp_path):
+    out = ["--count", "2", "--out", "x.png"]
+    assert "results/smoke-photos: no generator is trained yet (in the study: vq, fvq)" in refused("sample", *out)
+    study("vq", 1)
+    assert "--row: fvq is not trained yet in results/smoke-photos; there are vq" in refused(
+        "sample", "--row", "fvq", *out
+    )
+    assert "has no generator linear; there are vq, fvq" in refused("sample", "--row", "linear", *out)
+    assert "class 207; the generator has 0 to 2" in refused("sample", "--class", "207", *out)
+    (tmp_path / "params.yaml").write_text("study: [")
+    assert "params.yaml: not valid YAML" in refused("sample", *out)
+    (tmp_path / "params.yaml").unlink()
+    assert "params.yaml: no such file" in refused("sample", *out) and not (tmp_path / "x.png").exists()
 
 
 def test_sample_knows_classes_by_name(fvq, weights, tmp_path):
@@ -274,6 +353,7 @@ def test_sample_knows_classes_by_name(fvq, weights, tmp_path):
         [generator],
         ["study/results/../results/train_generator/fvq/generator.safetensors"],
         [weights / "generator.safetensors", "--names", "study/results/tokens.parquet"],
+        [weights / "generator.safetensors", "--names", "study/results"],
     ):
         status, out, _ = fvq(
             "sample", chosen[0], weights / "tokenizer.safetensors", *chosen[1:], "--class", "cat", "--out", "s.npz",
@@ -287,20 +367,30 @@ def test_sample_refuses(refused, weights, tmp_path):
     files = weights / "generator.safetensors", weights / "tokenizer.safetensors"
     write_table(tmp_path / "two.parquet", random_images(2, 0), classes=["ant", "bee"])
     write_table(tmp_path / "three.parquet", random_images(2, 0))
+    (tmp_path / "empty").mkdir()
     small_tokenizer(64).save(tmp_path / "other.safetensors")
     small_generator(class_dropout=0.0).save(tmp_path / "unguided.safetensors")
+    small_tokenizer().save(tmp_path / "unfrozen.safetensors")
+    sha256 = hashlib.sha256(files[1].read_bytes()).hexdigest()
+    small_generator(tokenizer_sha256=sha256).save(tmp_path / "paired.safetensors")
     out = ["--out", "x.png"]
     assert "gone.safetensors" in refused("sample", "gone.safetensors", files[1], *out)
     assert "holds a tokenizer" in refused("sample", files[1], files[1], *out)
-    assert "other.safetensors" in refused("sample", files[0], "other.safetensors", *out)
+    assert "4×4 tokens of 32 codes, and other.safetensors has 4×4 of 64" in refused(
+        "sample", files[0], "other.safetensors", *out
+    )
+    assert "freeze_codebook" in refused("sample", "paired.safetensors", "unfrozen.safetensors", *out)
     assert "0 to 2" in refused("sample", *files, "--class", "3", *out)
     assert "--names" in refused("sample", *files, "--class", "cat", *out)
     assert "-1" in refused("sample", *files, "--class", "-1", *out)
     assert "ant, bee, cat" in refused("sample", *files, "--class", "cow", "--names", "three.parquet", *out)
     assert "names 2 classes" in refused("sample", *files, "--class", "ant", "--names", "two.parquet", *out)
+    assert "empty" in refused("sample", *files, "--class", "ant", "--names", "empty", *out)
     assert "gone.parquet" in refused("sample", *files, "--class", "ant", "--names", "gone.parquet", *out)
     assert "other.safetensors" in refused("sample", *files, "--class", "ant", "--names", "other.safetensors", *out)
-    assert "top_p" in refused("sample", *files, "--top-p", "1.5", *out)
+    for outside in ("1.5", "0", "-0.1", "nan"):
+        assert "fvq sample: top_p: should be" in refused("sample", *files, "--top-p", outside, *out)
+    assert "cfg_start" in refused("sample", *files, "--cfg-start", "-1", *out)
     assert "cfg_scale" in refused("sample", *files, "--cfg-scale", "0.5", *out)
     assert "class_dropout" in refused("sample", "unguided.safetensors", files[1], "--cfg-scale", "2", *out)
     assert "x.jpg" in refused("sample", *files, "--out", "x.jpg")
@@ -329,30 +419,39 @@ def test_what_is_there_stays_unless_forced(fvq, refused, weights, photos, tmp_pa
 
 def test_interrupted_sampling_goes_on(fvq, sampled, monkeypatch, tmp_path, weights):
     expected, _ = sampled("--count", 6)
-    draw, drawn = sampling.sample_tokens, []
+    draw, drawn = parts.Decoder.sample, []
+    monkeypatch.setattr(parts, "_PART", 2)
 
-    def interrupted(model, labels, settings, seed, numbers):
-        if len(drawn) == 2:
-            raise KeyboardInterrupt
-        drawn.append(numbers.tolist())
-        return draw(model, labels, settings, seed, numbers)
+    def stopped_by(stop):
+        def sample(self, labels, seed, numbers, *more):
+            if len(drawn) == 2:
+                stop()
+            drawn.append(numbers.tolist())
+            return draw(self, labels, seed, numbers, *more)
+
+        monkeypatch.setattr(parts.Decoder, "sample", sample)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def signalled():
+        os.kill(os.getpid(), signal.SIGTERM)
 
     command = ["sample", weights / "generator.safetensors", weights / "tokenizer.safetensors", "--count", 6]
-    command += ["--batch-size", 2, "--out", "later.npz"]
-    with monkeypatch.context() as patch:
-        patch.setattr(sampling, "sample_tokens", interrupted)
-        status, _, err = fvq(*command)
+    command += ["--out", "later.npz"]
+    stopped_by(interrupt)
+    status, _, err = fvq(*command, "--batch-size", 2)
     assert status == 130 and err == "fvq: interrupted\n" and drawn == [[0, 1], [2, 3]]
     assert not (tmp_path / "later.npz").exists() and len(list(tmp_path.glob("later.npz.*.parts/*"))) == 2
 
-    def counted(model, labels, settings, seed, numbers):
-        drawn.append(numbers.tolist())
-        return draw(model, labels, settings, seed, numbers)
-
-    monkeypatch.setattr(sampling, "sample_tokens", counted)
-    assert fvq(*command, "--seed", 1)[0] == 0  # another seed does not go on from these
-    assert drawn[2:] == [[0, 1], [2, 3], [4, 5]]
-    assert fvq(*command, "--force")[0] == 0 and drawn[5:] == [[4, 5]]
+    drawn.clear()
+    stopped_by(signalled)
+    # Another seed does not go on from these.
+    status, _, err = fvq(*command, "--batch-size", 2, "--seed", 1)
+    assert status == 75 and drawn == [[0, 1], [2, 3], [4, 5]]
+    assert err.startswith("fvq: sampling: SIGTERM received; 6 of 6 images are drawn") and err.count("\n") == 1
+    assert fvq(*command, "--seed", 1)[0] == 0 and len(drawn) == 3
+    assert fvq(*command, "--force", "--batch-size", 7)[0] == 0 and drawn[3:] == [[4, 5]]
     assert np.array_equal(np.load("later.npz")["arr_0"], expected)
     assert not list(tmp_path.glob("*.parts"))
 

@@ -10,7 +10,9 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 from fvq.config import PublishedExtractor, StudyExtractor, load_parameters
+from fvq.runtime.batches import total_steps
 from fvq.runtime.errors import UserError
+from fvq.runtime.schedule import learning_rate_factor
 
 WARM_UP = {"warmup": 0.1, "warmup_from": 0.005, "constant": 0.3, "final": 0.01}
 LINEAR = {**WARM_UP, "shape": "linear"}
@@ -35,7 +37,8 @@ EVALUATION_SET = {
 }
 RESIDUAL = {**ROW, "label": "RQ", "quantizer": "residual", "bridge": BRIDGE, "options": {"inner": "fvq", "depth": 3}}
 MULTISCALE = {**ROW, "label": "VAR", "quantizer": "multiscale", "options": {"scales": [1, 2, 5, 8]}}
-GENERATOR = {"label": "LlamaGen", "tokenizer": "vq", "width": 96, "depth": 3, "heads": 4}
+RECIPE = {"batch_size": 32, "epochs": None, "steps": 6, "learning_rate": 2e-3, "schedule": LINEAR}
+GENERATOR = {"label": "LlamaGen", "tokenizer": "vq", "width": 96, "depth": 3, "heads": 4, "recipe": RECIPE}
 CONTENT = {
     "study": "smoke-photos",
     "scale": "smoke",
@@ -110,33 +113,37 @@ CONTENT = {
     },
     "map_codes": {"features": 40, "codes": 40},
     "evaluate_tokenizer": {"lpips_weights": None, "shown_images": 40},
-    "cache_tokens": {"views": ["center", "shift_tl"]},
+    "cache_tokens": {"views": ["center", "top_left@1.25"]},
     "train_generator": {
-        "epochs": None,
-        "steps": 6,
-        "batch_size": 32,
-        "learning_rate": 2e-3,
         "weight_decay": 0.05,
         "betas": [0.9, 0.95],
         "gradient_clip": 1.0,
+        "accumulate": 1,
+        "precision": "float32",
+        "compile": False,
+        "sharding": "none",
         "log_every": 50,
         "class_dropout": 0.1,
         "token_dropout": 0.1,
         "residual_dropout": 0.1,
         "feedforward_dropout": 0.1,
+        "drop_path": 0.2,
         "feedforward_multiple_of": 32,
-        "schedule": LINEAR,
     },
+    "recipes": {"small": {**RECIPE}, "unused": {**RECIPE, "epochs": 1.5, "steps": None}},
     "sample": {
         "count": 20,
         "labels": "balanced",
         "batch_size": 25,
+        "precision": "float32",
         "cfg_scale": 1.5,
         "cfg_start": 0,
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
     },
+    "sweep_guidance": {"scales": [1.0, 2.0], "count": 40},
+    "swept_generators": {"vq": True},
     "rows": {"vq": ROW, "fvq": {**ROW, "label": "FVQ", "quantizer": "fvq", "bridge": BRIDGE}},
     "cached_rows": ["vq"],
     "generators": {"vq": GENERATOR},
@@ -186,6 +193,8 @@ def test_what_rows_and_shared_blocks_make_together(load):
     assert parameters.schedule("fvq").constant == 0.3
     generator = parameters.generator_config("vq", classes=7)
     assert (generator.vocabulary_size, generator.grid, generator.classes) == (1024, (8, 8), 7)
+    assert (generator.width, generator.token_dropout, generator.drop_path) == (96, 0.1, 0.2)
+    assert parameters.generators["vq"].recipe.steps == 6
 
 
 def test_rows_of_quantizers_that_compose_others(load):
@@ -205,6 +214,34 @@ def test_the_scale_of_the_paper_composes(tmp_path):
     assert all(shape in ((16, 16), (32, 32)) for shape in shapes.values())
     for row in ("rq_fvq", "var_fvq"):
         assert (parameters.rows[row].codebook_size, parameters.rows[row].code_dim) == (16384, 256)
+
+
+def test_the_recipes_of_the_paper_and_of_llamagen(tmp_path):
+    """The rows of Table 2, and the same with LlamaGen's recipe, at the steps where the released schedules bend."""
+    root = Path(__file__).parents[1]
+    compose_and_dump(tmp_path / "params.yaml", str(root / "conf"), None, "config", "conf", ["scale=imagenet"])
+    generators = load_parameters(tmp_path / "params.yaml").generators
+    found = {}
+    for name, generator in generators.items():
+        recipe = generator.recipe
+        per_epoch = 1_281_167 // recipe.batch_size
+        steps = total_steps(recipe.epochs, recipe.steps, per_epoch)
+        rates = [
+            recipe.learning_rate * learning_rate_factor(step, steps, recipe.schedule)
+            for step in (0, round(0.05 * steps) - 1, round(0.525 * steps), steps - 1)
+        ]
+        found[name] = (recipe.batch_size, recipe.epochs, rates)
+    constant = [1e-4] * 4
+    assert found == {
+        "fvq_l": (2048, 300, pytest.approx([8e-4, 8e-4, 8e-4 * 0.505, 8e-6], rel=1e-4)),
+        "fvq_xl": (1024, 350, pytest.approx([4e-4, 4e-4, 4e-4 * 0.505, 4e-6], rel=1e-4)),
+        "fvq_l_llamagen": (256, 300, constant),
+        "fvq_xl_llamagen": (256, 300, constant),
+    }
+    for size in ("l", "xl"):
+        one, other = generators[f"fvq_{size}"], generators[f"fvq_{size}_llamagen"]
+        changed = {"label": other.label, "recipe": other.recipe}
+        assert one.model_copy(update=changed) == other
 
 
 def test_either_kind_of_extractor(load):
@@ -264,8 +301,8 @@ WRONG = [
     ({"train_tokenizer.learning_rate": math.nan}, "train_tokenizer.learning_rate: should be a finite number, not nan"),
     ({"train_extractor.learning_rate": math.inf}, "train_extractor.learning_rate: should be a finite number, not inf"),
     (
-        {"train_generator.schedule": {**LINEAR, "warmup": math.nan}},
-        "train_generator.schedule.warmup: should be a finite number, not nan",
+        {"generators.vq.recipe.schedule": {**LINEAR, "warmup": math.nan}},
+        "generators.vq.recipe.schedule.warmup: should be a finite number, not nan",
     ),
     (
         {"train_extractor.schedule": {**LINEAR, "final": 0}},
@@ -294,11 +331,17 @@ WRONG = [
         "'fsq', 'residual' or 'multiscale', not 'vqq'",
     ),
     ({"rows.fvq.bridge.layout": "gird"}, "rows.fvq.bridge.layout: should be 'grid' or 'sequence', not 'gird'"),
+    (
+        {"train_generator.precision": "float16"},
+        "train_generator.precision: should be 'float32' or 'bfloat16', not 'float16'",
+    ),
+    ({"train_generator.sharding": "half"}, "train_generator.sharding: should be 'none' or 'full', not 'half'"),
+    ({"generators.vq.recipe": "small"}, "generators.vq.recipe: should be a mapping of keys to values, not 'small'"),
     ({"sample.labels": "all"}, "sample.labels: should be 'balanced' or 'uniform', not 'all'"),
     ({"study": "A B"}, "study: should match pattern '^[a-z0-9][a-z0-9_-]*$', not 'A B'"),
     ({"rows.A B": ROW}, "rows.A B: should match pattern '^[a-z0-9][a-z0-9_-]*$', not 'A B'"),
-    ({"cache_tokens.views": ["middle"]}, "cache_tokens.views: there is no view middle, only center, center_flip, "),
-    ({"cache_tokens.views": ["center", "center"]}, "cache_tokens.views: names a view twice"),
+    ({"cache_tokens.views": ["middle"]}, "cache_tokens.views: view 'middle' is unknown; there are center, "),
+    ({"cache_tokens.views": ["center", "adm"]}, "cache_tokens.views: view 'center' is named twice"),
     # unions speak of the member that was meant
     ({"prepare_data.crop_side": 8}, "prepare_data.crop_side: is no known parameter"),
     ({"prepare_data.crop_side_max": GONE}, "prepare_data.crop_side_max: is missing"),
@@ -323,8 +366,11 @@ WRONG = [
     # values that do not fit each other
     ({"rows.vq.epochs": 3}, "rows.vq: one of epochs and steps must be a number and the other null"),
     ({"rows.vq.steps": None}, "rows.vq: one of epochs and steps must be a number and the other null"),
-    ({"train_generator.epochs": 3}, "train_generator: one of epochs and steps must be a number and the other null"),
-    ({"train_generator.steps": None}, "train_generator: one of epochs and steps must be a number and the other null"),
+    ({"recipes.small.epochs": 3}, "recipes.small: one of epochs and steps must be a number and the other null"),
+    (
+        {"generators.vq.recipe.steps": None},
+        "generators.vq.recipe: one of epochs and steps must be a number and the other null",
+    ),
     (
         {"rows.fvq.codebook_size": 1000},
         "rows.fvq: codebook_size 1000 is not divisible by the bridge's patch of 4 codes as a square grid; "
@@ -402,6 +448,10 @@ WRONG = [
     ({"generators.vq.width": 104}, "generators.vq: width / heads (26) must be divisible by 4"),
     ({"cached_rows": ["vq", "fvq"]}, "cached_rows: must name the generators' rows once each: vq"),
     ({"cached_rows": ["vq", "vq"]}, "cached_rows: must name the generators' rows once each: vq"),
+    ({"swept_generators.vqq": False}, "swept_generators.vqq: there is no generator vqq"),
+    ({"swept_generators": {}}, "swept_generators.vq: is missing; true sweeps this generator, false does not"),
+    ({"swept_generators": ["vq"]}, "swept_generators: should be a mapping of keys to values, not ['vq']"),
+    ({"swept_generators.vq": "twice"}, "swept_generators.vq: should be a valid boolean, not 'twice'"),
     ({"cached_rows": []}, "cached_rows: must name the generators' rows once each: vq"),
     ({"generators": {}}, "cached_rows: must name the generators' rows once each: none"),
 ]

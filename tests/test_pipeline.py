@@ -25,7 +25,10 @@ STAGES = [
         for stage in ("train_tokenizer", "freeze_codebook", "evaluate_tokenizer")
         for row in ("vq", "fvq")
     ),
-    *(f"{stage}@fvq" for stage in ("cache_tokens", "train_generator", "sample", "evaluate_generator")),
+    *(
+        f"{stage}@fvq"
+        for stage in ("cache_tokens", "train_generator", "sample", "evaluate_generator", "sweep_guidance")
+    ),
     "render",
 ]
 
@@ -153,7 +156,11 @@ class TestFinished:
 class TestChanges:
     def test_only_what_depends_on_a_parameter_is_run_again(self, copy: Project) -> None:
         copy.edit("params.yaml", "temperature: 1.0", "temperature: 0.9")
-        assert copy.would_run() == ["sample@fvq"]  # and what is below it, where the samples come out different
+        # And what is below sample, where the samples come out different.
+        assert sorted(copy.would_run()) == ["sample@fvq", "sweep_guidance@fvq"]
+        copy.run("git", "checkout", "params.yaml")
+        copy.edit("params.yaml", "batch_size: 30", "batch_size: 20")  # of sample, which changes no image
+        assert copy.would_run() == []
         copy.run("git", "checkout", "params.yaml")
         text = (copy.path / "params.yaml").read_text()
         before, row = text.split("\n  vq:\n")

@@ -1,5 +1,6 @@
 """The run's parameters: ``params.yaml``, typed. A wrong key or value is one clear line that names it."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -8,12 +9,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from fvq.data.settings import EvaluationSet, Originals, PrepareData
-from fvq.data.views import VIEWS
+from fvq.data.views import expand_views
 from fvq.evaluate.classifier_training import ExtractorTraining
+from fvq.evaluate.precision_recall import NEIGHBOURS
 from fvq.generate.llamagen import LlamaGenConfig
 from fvq.generate.sampling import SamplingSettings
-from fvq.generate.training import GeneratorTraining
+from fvq.generate.settings import GeneratorTraining, Recipe
 from fvq.quantize import build_quantizer
+from fvq.runtime.batches import check_length
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.schedule import Schedule
 from fvq.tokenizer.config import (
@@ -43,12 +46,6 @@ class WarmUp(_Parameters):
     warmup_from: float = Field(gt=0, le=1, description="the rate's factor at the first step")
     constant: float = Field(ge=0, le=1, description="share of the remaining steps at the full rate")
     final: float = Field(gt=0, le=1, description="the rate's factor at the last step")
-
-
-def check_length(epochs: float | None, steps: int | None) -> None:
-    """ValueError unless a training's length is given once."""
-    if (epochs is None) == (steps is None):
-        raise ValueError("one of epochs and steps must be a number and the other null")
 
 
 class Row(_Parameters):
@@ -122,16 +119,15 @@ class EvaluateTokenizer(_Parameters):
 class CacheTokens(_Parameters):
     """Which token tables are written."""
 
-    views: tuple[str, ...] = Field(min_length=1, description="names of the crops and flips per image")
+    views: tuple[str, ...] = Field(min_length=1, description="crops and flips per image, see fvq.data.views")
 
     @field_validator("views")
     @classmethod
     def _known_once_each(cls, views: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [view for view in views if view not in VIEWS]
-        if unknown:
-            raise ValueError(f"there is no view {unknown[0]}, only {', '.join(VIEWS)}")
-        if len(set(views)) < len(views):
-            raise ValueError("names a view twice")
+        try:
+            expand_views(views)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return views
 
 
@@ -143,6 +139,7 @@ class Generator(_Parameters):
     width: int = Field(ge=1, description="channels of the residual stream")
     depth: int = Field(ge=1, description="transformer blocks")
     heads: int = Field(ge=1, description="attention heads of a block")
+    recipe: Recipe
 
 
 class TrainGenerator(GeneratorTraining):
@@ -152,12 +149,8 @@ class TrainGenerator(GeneratorTraining):
     token_dropout: float = Field(ge=0, lt=1, description="dropout on the embedded sequence")
     residual_dropout: float = Field(ge=0, lt=1, description="dropout on what attention adds")
     feedforward_dropout: float = Field(ge=0, lt=1, description="dropout on what the feed-forward layer adds")
+    drop_path: float = Field(ge=0, lt=1, description="share of images that skip a branch of the last block")
     feedforward_multiple_of: int = Field(ge=1, description="the feed-forward width is rounded up to a multiple of this")
-
-    @model_validator(mode="after")
-    def _has_one_length(self) -> Self:
-        check_length(self.epochs, self.steps)
-        return self
 
 
 class Sample(SamplingSettings):
@@ -165,7 +158,24 @@ class Sample(SamplingSettings):
 
     count: int = Field(ge=2, description="images")
     labels: Literal["balanced", "uniform"] = Field(description="balanced: as many of each class; uniform: drawn")
-    batch_size: int = Field(ge=1, description="images sampled at once; the result does not depend on it")
+    batch_size: int | None = Field(
+        ge=1, description="images sampled at once, null plans as many as memory holds; no image depends on it"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(description="of the generator's weights and sums")
+
+
+class SweepGuidance(_Parameters):
+    """Scales of guidance to compare; how their images are drawn is in ``Sample``, but for its count and scale."""
+
+    scales: tuple[Annotated[float, Field(ge=1)], ...] = Field(min_length=1, description="increasing; 1 is no guidance")
+    count: int = Field(ge=NEIGHBOURS + 1, description="images for each scale")
+
+    @field_validator("scales")
+    @classmethod
+    def _increase(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if any(following <= scale for scale, following in pairwise(scales)):
+            raise ValueError(f"must increase from each to the next, not {', '.join(f'{scale:g}' for scale in scales)}")
+        return scales
 
 
 class PublishedExtractor(_Parameters):
@@ -222,8 +232,11 @@ class Parameters(_Parameters):
     cached_rows: tuple[Name, ...] = Field(description="the rows that a generator learns from")
     train_generator: TrainGenerator
     sample: Sample
+    sweep_guidance: SweepGuidance
     rows: dict[Name, Row] = Field(min_length=1)
+    recipes: dict[Name, Recipe] = Field(description="what a generator's recipe can be")
     generators: dict[Name, Generator]
+    swept_generators: dict[Name, bool] = Field(description="for each generator, whether its guidance scale is swept")
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
@@ -256,6 +269,22 @@ class Parameters(_Parameters):
         if sorted(wanted) != sorted(self.cached_rows):
             raise ValueError(
                 f"cached_rows: must name the generators' rows once each: {', '.join(sorted(wanted)) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_fits(self) -> Self:
+        for name in self.swept_generators:
+            if name not in self.generators:
+                raise ValueError(f"swept_generators.{name}: there is no generator {name}")
+        for name in self.generators:
+            if name not in self.swept_generators:
+                raise ValueError(f"swept_generators.{name}: is missing; true sweeps this generator, false does not")
+        swept = any(self.swept_generators.values())
+        if swept and self.train_generator.class_dropout == 0 and max(self.sweep_guidance.scales) > 1:
+            raise ValueError(
+                "sweep_guidance.scales: guidance above 1 needs generators trained with class_dropout above 0; "
+                "set train_generator.class_dropout, or every one of swept_generators to false"
             )
         return self
 
@@ -315,8 +344,11 @@ class Parameters(_Parameters):
         """The learning-rate schedule of a row."""
         return Schedule(**self.train_tokenizer.schedule.model_dump(), shape=self.rows[row].annealing)
 
-    def generator_config(self, name: str, classes: int) -> LlamaGenConfig:
-        """The generator of that name for ``classes`` classes; ValueError where sizes or its tokens do not fit."""
+    def generator_config(self, name: str, classes: int, tokenizer_sha256: str | None = None) -> LlamaGenConfig:
+        """The generator of that name for ``classes`` classes; ValueError where sizes or its tokens do not fit.
+
+        ``tokenizer_sha256`` is of the tokenizer's file, once there is one.
+        """
         chosen, shared = self.generators[name], self.train_generator
         tokenizer = self.tokenizer_config(chosen.tokenizer)
         if tokenizer.index_shape != tokenizer.grid:
@@ -328,6 +360,7 @@ class Parameters(_Parameters):
             vocabulary_size=tokenizer.codebook_size,
             classes=classes,
             grid=tokenizer.grid,
+            tokenizer_sha256=tokenizer_sha256,
             width=chosen.width,
             depth=chosen.depth,
             heads=chosen.heads,
@@ -336,6 +369,7 @@ class Parameters(_Parameters):
             token_dropout=shared.token_dropout,
             residual_dropout=shared.residual_dropout,
             feedforward_dropout=shared.feedforward_dropout,
+            drop_path=shared.drop_path,
         )
 
 

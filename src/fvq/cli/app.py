@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -85,37 +85,61 @@ def reconstruct(
     reconstruct_images(tokenizer, images, out, shown=shown, force=force)
 
 
-@app.command(epilog=_example("fvq sample generator.safetensors tokenizer.safetensors --class 3 -o grid.png"))
+@app.command(epilog=_example("fvq sample --class 3 --count 16 --out grid.png"))
 def sample(
-    generator: Annotated[
-        Path, typer.Argument(metavar="GENERATOR", help="The generator's weights (safetensors).", show_default=False)
-    ],
-    tokenizer: TokenizerFile,
+    context: typer.Context,
     out: Annotated[
         Path,
         typer.Option(
             "--out", "-o", metavar="FILE", help="A picture (.png), or images and labels for an evaluation (.npz)."
         ),
     ],
+    generator: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="GENERATOR",
+            help="The generator's weights (safetensors).",
+            show_default="of the study in this folder",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="TOKENIZER",
+            help="The tokenizer's weights (safetensors).",
+            show_default="of the study in this folder",
+        ),
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Which generator of the study in this folder.", show_default="the last one trained"
+        ),
+    ] = None,
     wanted_class: Annotated[
         str | None,
         typer.Option(
             "--class",
             metavar="N|NAME",
             help="A class by its number from 0, or by its name.",
-            show_default="all classes in turn",
+            show_default="all classes",
         ),
+    ] = None,
+    labels: Annotated[
+        Literal["balanced", "uniform"] | None,
+        typer.Option(help="All classes in turn, or each image's class drawn.", show_default="balanced"),
     ] = None,
     names: Annotated[
         Path | None,
         typer.Option(
             metavar="TABLE",
-            help="An image or token table (Parquet) that names the classes.",
+            help="An image or token table (Parquet, or a folder of it) that names the classes.",
             show_default="the tokens that the generator learned from, if found",
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Number of images.")] = 16,
     cfg_scale: Annotated[float, typer.Option(metavar="X", help="Classifier-free guidance; 1 is none.")] = 1.0,
+    cfg_start: Annotated[int, typer.Option(metavar="N", help="The first token that is guided, from 0.")] = 0,
     temperature: Annotated[
         float, typer.Option(metavar="X", help="Divides the logits; 0 takes the likeliest token.")
     ] = 1.0,
@@ -124,26 +148,45 @@ def sample(
         float, typer.Option(metavar="X", help="Draw from the likeliest tokens of joint probability X; 1 is all.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the draws; each image has its own stream.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images drawn at once.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Images drawn at once.", show_default="as many as memory holds"),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the generator's weights and sums.")
+    ] = "float32",
     force: Force = False,
 ) -> None:
     """Draw images from a generator.
 
-    An interrupted run goes on from its finished batches when the same command is given again.
+    In a study's folder its generator is taken, elsewhere files are named. An interrupted run goes on where it was.
     """
+    if (generator is None) != (tokenizer is None):
+        raise typer.BadParameter("missing; name both files, or none for the study's", context, param_hint="TOKENIZER")
+    if generator is not None and row is not None:
+        raise typer.BadParameter("is for the study's generators, and files are given", context, param_hint="--row")
+    if wanted_class is not None and labels is not None:
+        raise typer.BadParameter("is for all classes, and --class names one", context, param_hint="--labels")
     from fvq.cli.sample import sample_images
 
     sample_images(
-        generator,
-        tokenizer,
+        (generator, tokenizer) if generator and tokenizer else row,
         out,
         wanted_class=wanted_class,
         names=names,
+        labels=labels or "balanced",
         count=count,
         seed=seed,
         batch_size=batch_size,
+        precision=precision,
         force=force,
-        settings={"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p},
+        settings={
+            "cfg_scale": cfg_scale,
+            "cfg_start": cfg_start,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        },
     )
 
 
@@ -188,28 +231,49 @@ def import_checkpoint(
         Path,
         typer.Argument(metavar="CHECKPOINT", help="The published file (.pt, .ckpt, .safetensors).", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The tokenizer to write (.safetensors).")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The tokenizer or generator to write (.safetensors).")
+    ],
     layout: Annotated[
         Layout | None,
         typer.Option(
             metavar="NAME",
-            help="What published it: llamagen has a normalised codebook, fvq (its released form) the same names and "
-            "a plain one; fvq-vit and fvq-dit are FVQ's training checkpoints, taming is VQGAN.",
+            help="What published a tokenizer: llamagen has a normalised codebook, fvq (its released form) the same "
+            "names and a plain one; fvq-vit and fvq-dit are FVQ's training checkpoints, taming is VQGAN.",
             show_default="recognised where the names tell",
         ),
     ] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights.")] = False,
-    heads: Annotated[int, typer.Option(min=1, metavar="N", help="Attention heads of the bridge.")] = 4,
-    image_size: Annotated[int, typer.Option(min=1, metavar="N", help="Side of the images in pixels.")] = 256,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Attention heads of a tokenizer's bridge, or of a generator.",
+            show_default="4 of a bridge, those of the published size of a generator",
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Side of a tokenizer's images in pixels.", show_default="256"),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HxW",
+            help="Rows and columns of a generator's tokens.",
+            show_default="what the file's arguments tell, or else 16",
+        ),
+    ] = None,
     codebook_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Refuse a checkpoint with another number of codes.")
     ] = None,
     sha256: Annotated[str | None, typer.Option(metavar="HEX", help="Refuse a file with another SHA-256.")] = None,
     force: Force = False,
 ) -> None:
-    """A published tokenizer's weights as a tokenizer of this project, every value as it is.
+    """A published tokenizer or class-conditional generator as one of this project, every value as it is.
 
-    Nothing that the file contains is executed. Prints what the tokenizer is and what of the file was left out.
+    Nothing that the file contains is executed. Prints what it is and what of the file was left out.
     """
     from fvq.cli import checkpoints
 
@@ -220,6 +284,7 @@ def import_checkpoint(
         ema=ema,
         heads=heads,
         image_size=image_size,
+        grid=grid,
         codebook_size=codebook_size,
         sha256=sha256,
         force=force,
@@ -228,17 +293,20 @@ def import_checkpoint(
 
 @app.command(epilog=_example("fvq export-checkpoint tokenizer.safetensors --out vq_ds16.pt"))
 def export_checkpoint(
-    tokenizer: TokenizerFile,
+    weights: Annotated[
+        Path,
+        typer.Argument(metavar="WEIGHTS", help="A tokenizer or generator (safetensors).", show_default=False),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The checkpoint to write (.pt).")],
     force: Force = False,
 ) -> None:
-    """A tokenizer as a checkpoint that LlamaGen's and FVQ's published code reads.
+    """A tokenizer or generator as a checkpoint that LlamaGen's and FVQ's published code reads.
 
     A tokenizer with a projector is frozen first. Prints the settings that the published code needs.
     """
     from fvq.cli import checkpoints
 
-    checkpoints.export_checkpoint(tokenizer, out, force=force)
+    checkpoints.export_checkpoint(weights, out, force=force)
 
 
 @app.command(epilog=_example("fvq doctor"))

@@ -4,9 +4,10 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -14,16 +15,17 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fvq.cli.output import check_output, provenance_path, tell_written
-from fvq.generate import LlamaGen, SamplingSettings, class_labels, sample_many
+from fvq.cli.study import Trained, trained_generator
+from fvq.generate import SamplingSettings, class_labels
+from fvq.generate.pairing import load_pair
+from fvq.generate.parts import sample_many, write_samples
 from fvq.runtime.checkpoint import recipe_digest
 from fvq.runtime.devices import best_device, use_cores
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.files import read_json, sha256_file, write_atomically
 from fvq.runtime.parquet import KEY, unreadable_as_user_errors
 from fvq.runtime.picture import draw_grid
-from fvq.runtime.progress import track
 from fvq.runtime.provenance import Stopwatch, library_versions, write_provenance
-from fvq.tokenizer import Tokenizer
 from fvq.tokenizer.inference import decode_tokens
 
 _LARGEST_PICTURE = 1024
@@ -31,42 +33,53 @@ _MOST_COLUMNS = 16
 
 
 def sample_images(
-    generator_path: Path,
-    tokenizer_path: Path,
+    source: tuple[Path, Path] | str | None,
     out: Path,
     *,
     wanted_class: str | None,
     names: Path | None,
+    labels: Literal["balanced", "uniform"],
     count: int,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
+    precision: Literal["float32", "bfloat16"],
     force: bool,
     settings: Mapping[str, float],
 ) -> None:
-    """Write a picture, or an archive with its provenance record, of ``count`` images; print what it holds."""
+    """Write a picture, or an archive with its provenance record, of ``count`` images; print what it holds.
+
+    ``source`` is the files of generator and tokenizer, or the name of a generator of the study here, None its last.
+    """
     use_cores()
     stopwatch = Stopwatch()
     check_output(out, (".png", ".npz"), force=force)
-    if out.suffix.lower() == ".png" and count > _LARGEST_PICTURE:
+    as_picture = out.suffix.lower() == ".png"
+    if as_picture and count > _LARGEST_PICTURE:
         raise UserError(f"--count: a picture holds at most {_LARGEST_PICTURE:,} images; let --out end in .npz")
     try:
-        checked = SamplingSettings.model_validate({**settings, "cfg_start": 0})
+        checked = SamplingSettings.model_validate(settings)
     except ValidationError as error:
         raise UserError(describe_validation_error(error, "fvq sample")) from None
+    found: Trained | None = None
+    if isinstance(source, tuple):
+        generator_path, tokenizer_path = source
+    else:
+        found = trained_generator(source)
+        generator_path, tokenizer_path = found.generator, found.tokenizer
     device = best_device()
-    model = LlamaGen.load(generator_path).to(device)
-    tokenizer = Tokenizer.load(tokenizer_path).to(device)
-    wanted = tokenizer.config.codebook_size, tokenizer.config.index_shape
-    if (model.config.vocabulary_size, model.config.grid) != wanted:
-        raise UserError(f"{generator_path}: was trained on tokens of another tokenizer than {tokenizer_path}")
+    model, tokenizer = load_pair(generator_path, tokenizer_path)
     classes = model.config.classes
     class_names = _class_names(generator_path, names, classes)
     if wanted_class is None:
-        labels, which = class_labels(count, classes, "balanced", seed), f"all {classes} classes in turn"
+        drawn = class_labels(count, classes, labels, seed)
+        which = f"all {classes} classes in turn" if labels == "balanced" else f"any of {classes} classes"
     else:
         index = _class_index(wanted_class, class_names, classes)
-        labels = torch.full((count,), index)
+        drawn = torch.full((count,), index)
         which = f"class {index}" + (f", {class_names[index]}" if class_names else "")
+    if found:
+        others = f"; --row takes another: {', '.join(found.others)}" if found.others else ""
+        print(f"generator {found.name} of the study {found.study}{others}", flush=True)
 
     # The tokens drawn so far lie beside the output, named by all that they follow from, until it is written.
     recipe = {
@@ -74,36 +87,44 @@ def sample_images(
         "class": which,
         "count": count,
         "settings": checked.model_dump(),
+        "precision": precision,
         "seed": seed,
         "device": str(device),
         "versions": library_versions(),
     }
     part_folder = out.with_name(f"{out.name}.{recipe_digest(recipe)}.parts")
-    with track("sampling", count) as advance:
-        tokens = sample_many(
-            model, labels, checked, seed=seed, part_folder=part_folder, batch_size=batch_size, on_progress=advance
-        )
-    images = decode_tokens(tokenizer, tokens)
-    with write_atomically(out) as temporary:
-        if out.suffix.lower() == ".png":
-            every = class_names or [f"class {index}" for index in range(classes)]
-            _picture(images, every if wanted_class is None else []).save(temporary)
-        else:
-            np.savez(temporary, arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    model.to(device, getattr(torch, precision))
+    tokens = sample_many(model, drawn, checked, seed=seed, part_folder=part_folder, batch_size=batch_size)
+    decode = partial(decode_tokens, tokenizer.to(device))
+    if as_picture:
+        every = class_names or [f"class {index}" for index in range(classes)]
+        in_columns = wanted_class is None and labels == "balanced"
+        with write_atomically(out) as temporary:
+            _picture(decode(tokens), every if in_columns else []).save(temporary)
+    else:
+        write_samples(out, tokens, drawn, decode, image_size=tokenizer.config.image_size)
     shutil.rmtree(part_folder, ignore_errors=True)
     tell_written(out, f"{count} image{'s' if count > 1 else ''}, {which}")
-    if out.suffix.lower() == ".npz":
-        write_provenance(
-            provenance_path(out),
-            stage="fvq sample",
-            row=None,
-            parameters={"class": which, "count": count, **checked.model_dump(), "batch_size": batch_size},
-            inputs=[generator_path, tokenizer_path],
-            outputs=[out],
-            seed=seed,
-            stopwatch=stopwatch,
-        )
-        tell_written(provenance_path(out), "how it came about")
+    if as_picture:
+        return
+    write_provenance(
+        provenance_path(out),
+        stage="fvq sample",
+        row=found.name if found else None,
+        parameters={
+            "class": which,
+            "labels": labels if wanted_class is None else None,
+            "count": count,
+            **checked.model_dump(),
+            "batch_size": batch_size,
+            "precision": precision,
+        },
+        inputs=[generator_path, tokenizer_path],
+        outputs=[out],
+        seed=seed,
+        stopwatch=stopwatch,
+    )
+    tell_written(provenance_path(out), "how it came about")
 
 
 def _picture(images: Tensor, classes: Sequence[str]) -> Image.Image:
@@ -134,6 +155,8 @@ def _class_names(generator: Path, table: Path | None, classes: int) -> list[str]
     table = table or _learned_from(generator)
     if table is None:
         return []
+    if table.is_dir():
+        table = min(table.glob("*.parquet"), default=table)
     with unreadable_as_user_errors(table):
         metadata = pq.read_schema(table).metadata or {}
     try:
