@@ -57,9 +57,9 @@ def test_an_image_is_the_same_in_any_batch_on_any_number_of_threads(settings):
     threads = torch.get_num_threads()
     found = []
     try:
-        for count in (1, 2):
+        for count, sizes in ((1, (1, 2, 3, 7, 16, 29, 30)), (2, (7,))):
             torch.set_num_threads(count)
-            found += [sample_tokens(model, LABELS, settings, SEED, NUMBERS, size) for size in (1, 2, 3, 7, 16, 29, 30)]
+            found += [sample_tokens(model, LABELS, settings, SEED, NUMBERS, size) for size in sizes]
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(tokens, found[0]) for tokens in found)
