@@ -73,15 +73,16 @@ class _PackedMatrix:
         return self._with_unary(x, "swish")
 
     def product_times(self, x: Tensor, factor: Tensor) -> Tensor:
-        return self._with_binary(x, factor, "mul")
+        return self.product(x) * factor if 1 in factor.shape else self._with_binary(x, factor, "mul")
 
     def product_plus(self, x: Tensor, addend: Tensor) -> Tensor:
-        return self._with_binary(x, addend, "add")
+        return self.product(x) + addend if 1 in addend.shape else self._with_binary(x, addend, "add")
 
     def _with_unary(self, x: Tensor, name: str) -> Tensor:
         return _as_rows(_convolve(_as_picture(x), self.packed, None, *_ONE_PIXEL, name, [], ""))
 
     def _with_binary(self, x: Tensor, other: Tensor, name: str) -> Tensor:
+        # Of a single row or output torch 2.11 cannot tell the order in memory.
         picture = _convolve(
             _as_picture(x), _as_picture(other), self.packed, None, *_ONE_PIXEL, name, None, None, [], None
         )
