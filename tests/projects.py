@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -94,3 +95,16 @@ class Project:
         """The stages that ``dvc repro`` would run now."""
         lines = self.run("dvc", "repro", "--dry").stdout.splitlines()
         return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+
+
+def run_script(shared: str, script: str, folder: Path) -> str:
+    """Standard error of a Python process that runs ``shared`` and then ``script`` on ``folder``; it must succeed."""
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(shared) + textwrap.dedent(script), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stderr

@@ -1,11 +1,8 @@
 """A generator's training that is killed, asked to stop or damaged ends with the bits of an undisturbed one."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+
+from projects import run_script
 
 # Views, dropouts, parts of a batch: what a step draws. Each run is a fork: torch is imported once.
 TRAIN = """
@@ -126,21 +123,8 @@ KILLS = """
 """
 
 
-def run(script: str, folder: Path) -> str:
-    """Standard error of the script, which must succeed."""
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TRAIN) + textwrap.dedent(script), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stderr
-
-
 def test_killed_stopped_or_damaged_it_ends_with_the_same_bits(tmp_path):
-    told = run(KILLS, tmp_path)
+    told = run_script(TRAIN, KILLS, tmp_path)
     whole, killed, stopped = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "killed", "stopped")
     )

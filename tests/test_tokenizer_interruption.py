@@ -1,11 +1,8 @@
 """A tokenizer's training that is killed, asked to stop or damaged ends with the bits of an undisturbed one."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+
+from projects import run_script
 
 # Everything that a resume state holds: both optimisers, the moving average, usage counts, crops, parts of a batch.
 TRAIN = """
@@ -140,21 +137,8 @@ KILLS = """
 """
 
 
-def run(script: str, folder: Path) -> str:
-    """Standard error of the script, which must succeed."""
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TRAIN) + textwrap.dedent(script), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stderr
-
-
 def test_killed_stopped_or_damaged_it_ends_with_the_same_bits(tmp_path):
-    told = run(KILLS, tmp_path)
+    told = run_script(TRAIN, KILLS, tmp_path)
     for quantizer in ("fvq", "cvq"):
         whole, killed, stopped = (
             json.loads((tmp_path / f"{quantizer}-{name}.json").read_text()) for name in ("whole", "killed", "stopped")
