@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from projects import run_script
 from safetensors.torch import load_file
-from test_generate_interruption import run
+from test_generate_interruption import TRAIN
 
 RUNS = """
     import shutil
@@ -66,7 +67,7 @@ RUNS = """
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("processes")
-    (path / "told").write_text(run(RUNS, path))
+    (path / "told").write_text(run_script(TRAIN, RUNS, path))
     return path
 
 

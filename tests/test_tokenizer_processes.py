@@ -9,7 +9,8 @@ import textwrap
 import time
 
 import pytest
-from test_tokenizer_interruption import TRAIN, run
+from projects import run_script
+from test_tokenizer_interruption import TRAIN
 
 ONE = """
     write_images(work / "images")
@@ -49,7 +50,7 @@ TWO = """
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("processes")
-    run(ONE, path)
+    run_script(TRAIN, ONE, path)
     (path / "two.py").write_text(textwrap.dedent(TRAIN) + textwrap.dedent(TWO))
     return path
 
