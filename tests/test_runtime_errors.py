@@ -1,6 +1,10 @@
 """What a person sees of an error."""
 
 import errno
+import os
+import subprocess
+import sys
+import textwrap
 from typing import Annotated, Literal
 
 import pytest
@@ -113,3 +117,22 @@ def test_the_traceback_is_there_for_who_asks(monkeypatch):
 def test_other_errors_stay_as_they_are():
     with pytest.raises(ZeroDivisionError), one_line_errors():
         1 / 0  # noqa: B018
+
+
+LEFT_READER = """
+    import sys
+    from fvq.runtime.errors import one_line_errors
+
+    with one_line_errors():
+        print("some words" * int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("times", [1, 100_000])  # what waits for the end, and what does not
+def test_a_reader_that_leaves_is_no_error(times):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", textwrap.dedent(LEFT_READER), str(times)]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert ended.returncode == 1 and ended.stderr == b""

@@ -4,11 +4,13 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 
 from fvq.runtime.errors import UserError
 from fvq.runtime.files import sha256_file, write_atomically
+from fvq.runtime.interruption import Interrupted, signals_noted
+from fvq.runtime.processes import gather, in_any_process, is_first
 
 
 def recipe_digest(recipe: Mapping[str, Any]) -> str:
@@ -50,6 +54,51 @@ def locked(folder: Path, does: str = "writes") -> Iterator[None]:
         except OSError:
             pass
         yield
+
+
+@contextmanager
+def locked_in_turn(folder: Path) -> Iterator[None]:
+    """Keep other runs out of ``folder``, which is made, and wait where one is in it; standard error says so once.
+
+    A run's processes call this together, and the first holds the lock for them. The folder may be removed in the end.
+    The lock ends with its process. File systems without locks are left without.
+
+    Raises:
+        Interrupted: SIGTERM or SIGUSR1 came to one of the processes while they waited.
+    """
+    with ExitStack() as held:
+        with signals_noted() as signal_name:
+            is_told = False
+            # In turns of a second: a group gives up one long wait.
+            while in_any_process(is_first() and not _try_lock(folder, held)):
+                if is_first() and not is_told:
+                    print(f"fvq: {folder}: another run is at work here; waiting for it", file=sys.stderr)
+                    is_told = True
+                if received := next(filter(None, gather(signal_name())), None):
+                    raise Interrupted(f"{folder}: {received} received while another run is at work here")
+                time.sleep(1)
+        yield
+
+
+def _try_lock(folder: Path, held: ExitStack) -> bool:
+    """Whether ``held`` now holds the lock of the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(path.open("w"))
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return False  # the run before has removed the folder, and another may have made it anew
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        except OSError:
+            pass
+        held.enter_context(opened.pop_all())
+    return True
 
 
 class CheckpointFolder:

@@ -83,10 +83,12 @@ def _expectation(kind: str, message: str) -> str:
 def one_line_errors() -> Iterator[None]:
     """Turn mendable errors into one line on standard error and exit status 1; ``FVQ_TRACEBACK=1`` shows where from.
 
-    A run that a scheduler's signal stopped exits with status 75: the same command goes on.
+    A run that a scheduler's signal stopped exits with status 75: the same command goes on. One whose reader has left
+    (``fvq evaluate … | head``) exits with 1 and without a word.
     """
     try:
         yield
+        sys.stdout.flush()
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
             print(f"fvq: {stop}", file=sys.stderr)
@@ -94,6 +96,10 @@ def one_line_errors() -> Iterator[None]:
     except (UserError, OSError, MemoryError) as error:
         if os.environ.get("FVQ_TRACEBACK"):
             raise
+        if isinstance(error, BrokenPipeError):
+            # What waits to be written would complain again when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         if isinstance(error, UserError):
             text = str(error)
         elif isinstance(error, OSError) and error.strerror:

@@ -1,5 +1,6 @@
 """What made an artifact: commit, parameters, inputs, seed, versions, hardware, wall time."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+import fvq
 from fvq.runtime.devices import available_cores
 from fvq.runtime.files import sha256_file, write_json
 
@@ -20,6 +22,7 @@ _LIBRARIES = (
     "torch",
     "torchvision",
     "numpy",
+    "pillow",
     "pyarrow",
     "safetensors",
     "scikit-image",
@@ -103,6 +106,15 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def code_digest(part: str = "") -> str:
+    """SHA-256 of the library's source, or of one subpackage's: what was half computed by one version stays with it."""
+    root = Path(fvq.__file__).parent / part
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def hardware() -> dict[str, Any]:

@@ -12,6 +12,22 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{rounded:,.{decimals}f}"
 
 
+def supported(value: float, spread: float | None) -> str:
+    """``value`` with the decimals that its spread supports: those to the spread's first significant digit.
+
+    12.3456 with a spread of 0.2 is "12.3", with 3 it is "12". Without a spread there are 3 significant digits; with one
+    of 0 (or of rounding errors) 4. Thousands are in groups, and there is no exponent.
+    """
+    if spread is None:
+        return significant(value)
+    if not (math.isfinite(spread) and spread >= 0):
+        raise ValueError(f"spread: must be a finite number of at least 0, not {spread}")
+    if spread <= 1e-12 * abs(value):
+        return significant(value, 4)
+    decimals = -math.floor(math.log10(float(f"{spread:.0e}")))
+    return f"{round(value, decimals) + 0.0:,.{max(decimals, 0)}f}"
+
+
 def percent(share: float) -> str:
     """A share in percent with one decimal, two below 1%. Only exactly 1 reads 100%, and only exactly 0 reads 0%."""
     if share in (0, 1):
@@ -37,6 +53,11 @@ def uniform_ceiling(tokens: int, codebook_size: int) -> float:
 def count(number: float) -> str:
     """A whole number with its thousands in groups."""
     return f"{number:,.0f}"
+
+
+def grouped(text: str) -> str:
+    """A text as it is, but one of digits with its thousands in groups."""
+    return count(int(text)) if text.isdecimal() else text
 
 
 def model_size(parameters: int) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fvq.study.text import duration, expected, model_size, percent, significant
+from fvq.runtime.text import duration, expected, model_size, percent, significant
 
 
 @pytest.mark.parametrize(
