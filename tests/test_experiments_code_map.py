@@ -5,12 +5,14 @@ import pytest
 import torch
 from test_tokenizer_model import tokenizer, uint8_images
 
+from fvq.evaluate.image_sets import TensorImages
 from fvq.experiments import code_map
 from fvq.experiments.code_map import map_codes
 from fvq.quantize.finite_scalar import FiniteScalarQuantizer
 from fvq.quantize.usage import usage_ceiling
 
 IMAGES = uint8_images(count=7)  # 16 tokens each
+IMAGE_SET = TensorImages(IMAGES, "images")
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def features_of(model):
 @pytest.mark.parametrize("quantizer", ["vq", "linear", "fvq"])
 def test_features_codes_and_usage(flat, quantizer):
     model = tokenizer(quantizer)
-    drawn = map_codes({"row": model}, IMAGES, features=1000, codes=1000, seed=0)["row"]
+    drawn = map_codes({"row": model}, IMAGE_SET, features=1000, codes=1000, seed=0)["row"]
     np.testing.assert_allclose(drawn.feature_xy, features_of(model), atol=1e-5)
     assert np.array_equal(drawn.code_xy, model.quantizer.mapped_codebook()[:, :2].detach().numpy())
     chosen = model.encode(IMAGES / 127.5 - 1).unique().tolist()
@@ -42,8 +44,8 @@ def test_features_codes_and_usage(flat, quantizer):
 
 def test_draws(flat):
     model = tokenizer("linear")
-    whole = map_codes({"row": model}, IMAGES, features=1000, codes=1000, seed=0)["row"]
-    drawn = map_codes({"row": model}, IMAGES, features=20, codes=30, seed=0)["row"]
+    whole = map_codes({"row": model}, IMAGE_SET, features=1000, codes=1000, seed=0)["row"]
+    drawn = map_codes({"row": model}, IMAGE_SET, features=20, codes=30, seed=0)["row"]
     assert drawn.feature_xy.shape == (20, 2)
     assert drawn.code_xy.shape == (30, 2)
     # Usage is that of all tokens and codes, whatever is shown.
@@ -51,7 +53,7 @@ def test_draws(flat):
     used = {tuple(xy): flag for xy, flag in zip(whole.code_xy.tolist(), whole.code_used.tolist(), strict=True)}
     assert [used[tuple(xy)] for xy in drawn.code_xy.tolist()] == drawn.code_used.tolist()
     assert len({tuple(xy) for xy in drawn.code_xy.tolist()}) == 30
-    other = map_codes({"row": model}, IMAGES, features=20, codes=30, seed=1)["row"]
+    other = map_codes({"row": model}, IMAGE_SET, features=20, codes=30, seed=1)["row"]
     assert not np.array_equal(drawn.code_xy, other.code_xy)
     assert not np.array_equal(drawn.feature_xy, other.feature_xy)
 
@@ -59,7 +61,7 @@ def test_draws(flat):
 def test_tokenizers_show_the_same_places(flat, monkeypatch):
     models = {"a": tokenizer("vq"), "b": tokenizer("linear", seed=1)}
     monkeypatch.setattr(code_map, "_BATCH", 3)  # the places lie in several batches
-    maps = map_codes(models, IMAGES, features=20, codes=20, seed=0)
+    maps = map_codes(models, IMAGE_SET, features=20, codes=20, seed=0)
     assert list(maps) == ["a", "b"]
     places = {}
     for name, model in models.items():
@@ -73,7 +75,7 @@ def test_tokenizers_show_the_same_places(flat, monkeypatch):
 def test_the_embedding_follows_from_the_seed():
     model = tokenizer("fvq")
     random_state = torch.get_rng_state()
-    first, again = (map_codes({"fvq": model}, IMAGES, features=40, codes=40, seed=3)["fvq"] for _ in range(2))
+    first, again = (map_codes({"fvq": model}, IMAGE_SET, features=40, codes=40, seed=3)["fvq"] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert np.array_equal(first.feature_xy, again.feature_xy)
     assert np.array_equal(first.code_xy, again.code_xy)
@@ -103,11 +105,11 @@ def test_neighbours_stay_neighbours():
 )
 def test_refusals(features, codes, message):
     with pytest.raises(ValueError, match=message):
-        map_codes({"row": tokenizer("vq")}, IMAGES, features=features, codes=codes, seed=0)
+        map_codes({"row": tokenizer("vq")}, IMAGE_SET, features=features, codes=codes, seed=0)
 
 
 def test_a_quantizer_without_codes():
     model = tokenizer("vq")
     model.quantizer = FiniteScalarQuantizer(25, 2, levels=(5, 5))
     with pytest.raises(ValueError, match=r"row: a map needs mapped codes \(CodebookQuantizer\), not FiniteScalar"):
-        map_codes({"row": model}, IMAGES, features=40, codes=40, seed=0)
+        map_codes({"row": model}, IMAGE_SET, features=40, codes=40, seed=0)

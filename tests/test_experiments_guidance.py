@@ -15,8 +15,12 @@ from test_tokenizer_training import write_table
 
 from fvq.config import Sample, load_parameters
 from fvq.data.image_table import to_uint8
-from fvq.evaluate.classifier import ImageClassifier, ImageClassifierConfig
+from fvq.evaluate.evaluation import Options
 from fvq.evaluate.generator_metrics import evaluate_samples
+from fvq.evaluate.image_sets import ImageSet, TensorImages, open_image_set
+from fvq.evaluate.networks.classifier import ImageClassifier, ImageClassifierConfig
+from fvq.evaluate.protocols import PROTOCOLS
+from fvq.evaluate.sides import Side
 from fvq.experiments import guidance
 from fvq.experiments.guidance import draw_at_scales, measure_scales
 from fvq.generate import SamplingSettings
@@ -36,7 +40,7 @@ class Parts:
     generator: object
     tokenizer: object
     extractor: object
-    reference: object
+    reference: ImageSet
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,9 @@ def parts(tmp_path_factory):
     generator = random_model(vocabulary_size=config.codebook_size, grid=config.grid)
     torch.manual_seed(0)
     extractor = ImageClassifier(ImageClassifierConfig(name="photos", image_size=16, classes=3, width=8)).eval()
-    return Parts(generator, decoder, extractor, write_table(folder / "validation.parquet", 16, 30))
+    extractor.save(folder / "extractor.safetensors")
+    reference = open_image_set(write_table(folder / "validation.parquet", 16, 30).path)
+    return Parts(generator, decoder, extractor, reference)
 
 
 def draw(parts, folder, scales=SCALES, **changes):
@@ -72,7 +78,8 @@ def test_figures_equal_those_of_each_scale_by_hand(parts, tokens, tmp_path):
         with torch.no_grad():
             drawn = parts.generator.sample(LABELS, **options, seed=3)
             images = to_uint8(parts.tokenizer.decode(drawn))
-        expected = evaluate_samples(images, parts.reference.images(), parts.extractor, reference="halves", seed=3)
+        sides = Side(TensorImages(images, "by hand")), Side(parts.reference)
+        expected = evaluate_samples(*sides, parts.extractor, PROTOCOLS["adm"], Options()).values
         assert list(row) == ["cfg_scale", "samples", "precision", "recall", "is_photos", "fd_photos"]
         for name in list(row)[1:]:
             assert row[name] == pytest.approx(expected[name], rel=1e-4), name
@@ -102,31 +109,35 @@ def test_a_killed_sweep_measures_only_what_is_missing(parts, tokens, tmp_path, m
     whole = measure(parts, tokens, tmp_path / "whole")
     seen = []
 
-    def watched(extractor, batches, *, count, description):
-        seen.append(description)
-        if "kill" in seen:
+    def watched(samples, *others, **options):
+        seen.append(samples.name)
+        if seen == ["samples at scale 1", "samples at scale 1.5"]:
             raise KeyboardInterrupt
-        return features(extractor, batches, count=count, description=description)
+        return evaluate_samples(samples, *others, **options)
 
-    features = guidance.extract
-    monkeypatch.setattr(guidance, "extract", watched)
-
-    def kill(figures):
-        seen.append("kill")
-        return score(figures)
-
-    score = guidance.inception_score
-    monkeypatch.setattr(guidance, "inception_score", kill)
+    monkeypatch.setattr(guidance, "evaluate_samples", watched)
     with pytest.raises(KeyboardInterrupt):
         measure(parts, tokens, tmp_path / "killed")
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["scale-1.0.json"]
-    monkeypatch.setattr(guidance, "inception_score", score)
+    assert [path.name for path in (tmp_path / "killed").glob("*.json")] == ["scale-1.0.json"]
     seen.clear()
     assert measure(parts, tokens, tmp_path / "killed") == whole
-    assert seen == ["reference", "samples at scale 1.5", "samples at scale 4"]
+    assert seen == ["samples at scale 1.5", "samples at scale 4"]
     seen.clear()
     assert measure(parts, tokens, tmp_path / "killed") == whole
     assert seen == []
+
+
+def test_the_reference_passes_the_network_once(parts, tokens, tmp_path, monkeypatch):
+    passed = []
+
+    def counted(self, images, spatial=False):
+        passed.append(len(images))
+        return forward(self, images, spatial=spatial)
+
+    forward = ImageClassifier.forward
+    monkeypatch.setattr(ImageClassifier, "forward", counted)
+    measure(parts, tokens, tmp_path)
+    assert sum(passed) == len(parts.reference) + len(SCALES) * len(LABELS)
 
 
 def test_a_killed_drawing_goes_on_with_the_scale_it_was_at(parts, tokens, tmp_path, monkeypatch):
@@ -231,7 +242,7 @@ def run(parts, tmp_path, monkeypatch):
     parts.tokenizer.save(results / "freeze_codebook/vq/tokenizer.safetensors")
     parts.extractor.save(results / "train_extractor/extractor.safetensors")
     (results / "prepare_data").mkdir()
-    (results / "prepare_data/validation.parquet").write_bytes(parts.reference.path.read_bytes())
+    (results / "prepare_data/validation.parquet").write_bytes(Path(parts.reference.name).read_bytes())
 
     def run(name="vq", **changes):
         return Run("sweep_guidance", name, parameters.model_copy(update=changes))

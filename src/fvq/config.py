@@ -8,10 +8,13 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from fvq.data.manifest import CenterCrop
 from fvq.data.settings import EvaluationSet, Originals, PrepareData
 from fvq.data.views import expand_views
-from fvq.evaluate.classifier_training import ExtractorTraining
-from fvq.evaluate.precision_recall import NEIGHBOURS
+from fvq.evaluate.neighbours import NEIGHBOURS
+from fvq.evaluate.networks.classifier_training import ExtractorTraining
+from fvq.evaluate.protocols import PROTOCOLS, ProtocolName
+from fvq.evaluate.reconstruction import MEASURES
 from fvq.generate.llamagen import LlamaGenConfig
 from fvq.generate.sampling import SamplingSettings
 from fvq.generate.settings import GeneratorTraining, Recipe
@@ -112,8 +115,42 @@ class MapCodes(_Parameters):
 class EvaluateTokenizer(_Parameters):
     """Figures of merit of a tokenizer."""
 
+    protocol: ProtocolName = Field(description="how rFID is measured, see fvq.evaluate.protocols")
+    uncertainty: bool = Field(description="whether to measure rFID's spread over halves and its extrapolation")
+    allow_count: bool = Field(description="whether to measure rFID on another number of images than published ones")
+    measures: tuple[str, ...] = Field(description="errors of an image, by the names of fvq.evaluate.reconstruction")
     lpips_weights: str | None = Field(description="file of the AlexNet trunk; null: the usual folders")
     shown_images: int = Field(ge=1, description="validation images kept for the reconstruction grid")
+
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, measures: tuple[str, ...]) -> tuple[str, ...]:
+        for name in measures:
+            if name not in MEASURES:
+                raise ValueError(f"there is no {name}; there are {', '.join(MEASURES)}")
+        for needed in ("mse", "psnr_rgb", "ssim_g11"):
+            if needed not in measures:
+                raise ValueError(f"must name {needed}, which the tables show")
+        return measures
+
+
+class EvaluateGenerator(_Parameters):
+    """Figures of merit of a generator's samples."""
+
+    protocol: Literal["adm", "torch-fidelity", "pytorch-fid"] = Field(
+        description="how they are measured, see fvq.evaluate.protocols"
+    )
+    uncertainty: bool = Field(description="whether to measure the FID's spread over halves and its extrapolation")
+    allow_count: bool = Field(description="whether to measure the FID of another number of images than published ones")
+    kernel_distance: bool = Field(description="whether to measure the KID as well")
+    density_and_coverage: bool = Field(description="whether to measure these as well")
+    distances: Literal["exact", "float16"] = Field(description="of precision and recall; float16 imitates ADM's own")
+
+
+class MeasuredSet(EvaluationSet):
+    """Further images that tokenizers are evaluated on."""
+
+    protocol: ProtocolName = Field(description="how rFID is measured on them; fvq-released needs the plain crop")
 
 
 class CacheTokens(_Parameters):
@@ -221,13 +258,14 @@ class Parameters(_Parameters):
     flip: bool = Field(description="whether mirror images are images of the same class")
     watch: str = Field(description="the file or folder whose content decides whether the data is prepared anew")
     prepare_data: PrepareData
-    evaluation_sets: dict[Name, EvaluationSet] = Field(description="further images that rows are evaluated on")
+    evaluation_sets: dict[Name, MeasuredSet] = Field(description="further images that rows are evaluated on")
     evaluated_elsewhere: tuple[Name, ...] = Field(description="the rows that are evaluated on them")
     train_extractor: Extractor
     train_tokenizer: TrainTokenizer
     small_experiments: SmallExperiments
     map_codes: MapCodes
     evaluate_tokenizer: EvaluateTokenizer
+    evaluate_generator: EvaluateGenerator
     cache_tokens: CacheTokens
     cached_rows: tuple[Name, ...] = Field(description="the rows that a generator learns from")
     train_generator: TrainGenerator
@@ -273,6 +311,26 @@ class Parameters(_Parameters):
         return self
 
     @model_validator(mode="after")
+    def _protocols_fit(self) -> Self:
+        # The images of built-in data and of folders are stored as squares, in which a centre crop of their size is all.
+        crop = self.prepare_data.center_crop if isinstance(self.prepare_data, Originals) else None
+        self._check_protocol("evaluate_tokenizer", self.evaluate_tokenizer.protocol, "prepare_data", crop)
+        for name, chosen in self.evaluation_sets.items():
+            self._check_protocol(
+                f"evaluation_sets.{name}", chosen.protocol, f"evaluation_sets.{name}", chosen.center_crop
+            )
+        return self
+
+    def _check_protocol(self, block: str, protocol: ProtocolName, images: str, crop: CenterCrop | None) -> None:
+        wanted, size = PROTOCOLS[protocol].preparation, self.prepare_data.image_size
+        if wanted.size is None:
+            return
+        if size != wanted.size:
+            raise ValueError(f"{block}.protocol: {protocol} needs prepare_data.image_size {wanted.size}, not {size}")
+        if crop not in (None, wanted.crop):
+            raise ValueError(f"{block}.protocol: {protocol} needs {images}.center_crop {wanted.crop}, not {crop}")
+
+    @model_validator(mode="after")
     def _sweep_fits(self) -> Self:
         for name in self.swept_generators:
             if name not in self.generators:
@@ -285,6 +343,18 @@ class Parameters(_Parameters):
             raise ValueError(
                 "sweep_guidance.scales: guidance above 1 needs generators trained with class_dropout above 0; "
                 "set train_generator.class_dropout, or every one of swept_generators to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        chosen = self.evaluate_generator
+        counts = PROTOCOLS[chosen.protocol].samples
+        published = isinstance(self.train_extractor, PublishedExtractor) and counts and self.generators
+        if published and not chosen.allow_count and self.sample.count not in counts:
+            raise ValueError(
+                f"sample.count: a published FID of the protocol {chosen.protocol} stands on {counts[0]:,} images, not "
+                f"{self.sample.count:,}; evaluate_generator.allow_count true measures these all the same"
             )
         return self
 

@@ -18,11 +18,10 @@ def check_images(images: Tensor, what: str, *, at_least: int = 1) -> None:
         raise UserError(f"{what}: at least {at_least} images are needed, and there are {len(images)}")
 
 
-def check_same_size(images: Tensor, what: str, others: Tensor, other_what: str) -> None:
-    """UserError unless both sets hold images of the same height and width."""
-    if images.shape[2:] != others.shape[2:]:
-        sizes = " and ".join("x".join(str(side) for side in one.shape[2:]) for one in (images, others))
-        raise UserError(f"{what} and {other_what}: images differ in size, {sizes} pixels")
+def check_enough_images(count: int, what: str) -> None:
+    """UserError that names ``what`` for fewer than the 2 images that a covariance needs."""
+    if count < 2:
+        raise UserError(f"{what}: at least 2 images are needed, and there {'is 1' if count else 'is none'}")
 
 
 def in_batches(rows: Tensor, batch_size: int) -> Iterator[Tensor]:

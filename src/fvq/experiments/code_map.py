@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fvq.data.image_table import to_model_range
+from fvq.evaluate.image_sets import ImageSet
 from fvq.quantize.codebook import CodebookQuantizer
 from fvq.quantize.usage import code_counts, usage_figures
 from fvq.runtime.seeds import generator, seed_from
@@ -42,7 +43,7 @@ class CodeMap:
 
 
 def map_codes(
-    tokenizers: Mapping[str, Tokenizer], images: Tensor, *, features: int, codes: int, seed: int
+    tokenizers: Mapping[str, Tokenizer], images: ImageSet, *, features: int, codes: int, seed: int
 ) -> dict[str, CodeMap]:
     """t-SNE of encoder features and mapped codes together, one map a tokenizer (paper, Figure 2).
 
@@ -53,7 +54,7 @@ def map_codes(
 
     Args:
         tokenizers: in evaluation mode, by name; with mapped codebooks of at least two dimensions.
-        images: uint8 (N, 3, H, W).
+        images: what is encoded, a batch at a time.
         features: tokens drawn.
         codes: codes drawn.
         seed: fixes the draws and the embedding.
@@ -70,7 +71,7 @@ def map_codes(
 
 
 @torch.no_grad()
-def _map(name: str, tokenizer: Tokenizer, images: Tensor, *, features: int, codes: int, seed: int) -> CodeMap:
+def _map(name: str, tokenizer: Tokenizer, images: ImageSet, *, features: int, codes: int, seed: int) -> CodeMap:
     quantizer = tokenizer.quantizer
     if not isinstance(quantizer, CodebookQuantizer):
         raise ValueError(f"{name}: a map needs mapped codes (CodebookQuantizer), not {type(quantizer).__name__}")
@@ -99,17 +100,17 @@ def _draw(count: int, shown: int, seed: int, what: str) -> Tensor:
     return torch.randperm(count, generator=generator(seed, what))[:shown].sort().values
 
 
-def _encode(tokenizer: Tokenizer, images: Tensor, shown_f: Tensor) -> tuple[Tensor, Tensor]:
+def _encode(tokenizer: Tokenizer, images: ImageSet, shown_f: Tensor) -> tuple[Tensor, Tensor]:
     """How often each code occurs, int64 (K,), and the features float32 (F, d) of tokens ``shown_f``, on the CPU."""
     quantizer, device = tokenizer.quantizer, tokenizer.device
     height, width = tokenizer.config.grid
     counts_k = torch.zeros(quantizer.codebook_size, dtype=torch.int64)
     rows = []
-    for start in range(0, len(images), _BATCH):
-        z_bdhw = tokenizer.to_codes(tokenizer.encoder(to_model_range(images[start : start + _BATCH].to(device))))
+    for number, batch in enumerate(images.batches(0, len(images), _BATCH)):
+        z_bdhw = tokenizer.to_codes(tokenizer.encoder(to_model_range(batch.to(device))))
         counts_k += code_counts(quantizer.quantize(z_bdhw), quantizer.codebook_size).cpu()
         z_nd = z_bdhw.movedim(1, -1).flatten(0, -2).float().cpu()
-        places_f = shown_f - start * height * width
+        places_f = shown_f - number * _BATCH * height * width
         rows.append(z_nd[places_f[(places_f >= 0) & (places_f < len(z_nd))]])
     return counts_k, torch.cat(rows)
 

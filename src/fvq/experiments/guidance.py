@@ -1,26 +1,28 @@
 """Samples of one generator at several scales of classifier-free guidance, and what they measure."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from fvq.data.open import LabelledImages
-from fvq.evaluate.extractor import Extractor, Features, extract
-from fvq.evaluate.frechet import distance_name, feature_statistics, frechet_distance
-from fvq.evaluate.inception_score import inception_score, score_name
-from fvq.evaluate.precision_recall import precision_and_recall
+from fvq.evaluate.evaluation import Options
+from fvq.evaluate.figure_names import distance_name, score_name
+from fvq.evaluate.generator_metrics import evaluate_samples
+from fvq.evaluate.image_sets import ImageSet
+from fvq.evaluate.networks.extractor import Extractor
+from fvq.evaluate.preparation import AS_STORED
+from fvq.evaluate.protocols import PROTOCOLS
+from fvq.evaluate.sides import Side
 from fvq.generate.llamagen import LlamaGen
 from fvq.generate.parts import sample_many
 from fvq.generate.sampling import SamplingSettings
 from fvq.runtime.errors import UserError
 from fvq.runtime.files import read_json, write_json
+from fvq.runtime.processes import wait_for_all
 from fvq.runtime.training import History
-from fvq.tokenizer.inference import decode_tokens, images_at_once
+from fvq.tokenizer.inference import decode_tokens
 from fvq.tokenizer.tokenizer import Tokenizer
-
-_BATCH = 128
 
 
 def draw_at_scales(
@@ -61,12 +63,13 @@ def draw_at_scales(
 
 
 def measure_scales(
-    tokens: Mapping[float, Tensor], tokenizer: Tokenizer, extractor: Extractor, reference: LabelledImages, folder: Path
+    tokens: Mapping[float, Tensor], tokenizer: Tokenizer, extractor: Extractor, reference: ImageSet, folder: Path
 ) -> History:
-    """The figures of ``evaluate_samples`` for the tokens (N, h*w) of each scale against the reference images.
+    """The figures of the protocol ``adm`` for the tokens (N, h*w) of each scale against the reference images.
 
     Each scale's figures are written to ``folder`` as they come, and those found there are not measured again; it
-    belongs to these arguments. Images are held a few hundred at a time.
+    belongs to these arguments, and all processes see it: they share the work, and the first one measures. Images are
+    held a few hundred at a time.
 
     Returns:
         A row for each scale: ``cfg_scale``; ``samples``, how many; ``precision``, ``recall``; score and Fréchet
@@ -74,33 +77,48 @@ def measure_scales(
 
     Raises:
         UserError: too few images, or what the extractor says of them is not finite; a damaged file in ``folder``.
+        Interrupted: as ``summarize``.
     """
     paths = {scale: folder / f"scale-{scale}.json" for scale in tokens}
     missing = [scale for scale, path in paths.items() if not path.is_file()]
-    if missing:
-        of_reference = extract(extractor, _batches(reference), count=len(reference), description="reference")
-        statistics = feature_statistics(of_reference.features)
-        for scale in missing:
-            of_samples = _features(tokens[scale], tokenizer, extractor, f"samples at scale {scale:g}")
-            precision, recall = precision_and_recall(of_samples.features, of_reference.features)
-            figures = {
-                "cfg_scale": scale,
-                "samples": len(tokens[scale]),
-                "precision": precision,
-                "recall": recall,
-                score_name(extractor.name): inception_score(of_samples.posteriors),
-                distance_name(extractor.name): frechet_distance(feature_statistics(of_samples.features), statistics),
-            }
-            write_json(paths[scale], figures)
+    wait_for_all()  # the first process writes these files, and all must see the same
+    for scale in missing:
+        samples = _DecodedImages(f"samples at scale {scale:g}", tokens[scale], tokenizer)
+        measured = evaluate_samples(
+            Side(samples),
+            Side(reference),
+            extractor,
+            PROTOCOLS["adm"],
+            Options(allow_count=True),
+            cache=folder / "features",
+        )
+        if measured is not None:
+            columns = ("samples", "precision", "recall", score_name(extractor.name), distance_name(extractor.name))
+            write_json(paths[scale], {"cfg_scale": scale} | {column: measured.values[column] for column in columns})
+    wait_for_all()
     return [read_json(path) for path in paths.values()]
 
 
-def _batches(images: LabelledImages) -> Iterator[Tensor]:
-    for ids in torch.arange(len(images)).split(_BATCH):
-        yield images.images(ids)
+class _DecodedImages:
+    """Images (an ``ImageSet``) that tokens (N, h*w) decode to as they are asked for."""
 
+    preparation = AS_STORED
+    names = None
 
-def _features(tokens: Tensor, tokenizer: Tokenizer, extractor: Extractor, description: str) -> Features:
-    """Of the images that the tokens (N, h*w) decode to."""
-    batches = (decode_tokens(tokenizer, part) for part in tokens.split(images_at_once(tokenizer)))
-    return extract(extractor, batches, count=len(tokens), description=description)
+    def __init__(self, name: str, tokens: Tensor, tokenizer: Tokenizer) -> None:
+        self.name = name
+        self.height = self.width = tokenizer.config.image_size
+        self._tokens, self._tokenizer = tokens, tokenizer
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def digest(self) -> str:
+        """Of the tokens: the folder of a sweep belongs to one tokenizer."""
+        return hashlib.sha256(self._tokens.numpy().tobytes()).hexdigest()
+
+    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
+        """As ``ImageSet``."""
+        for tokens in self._tokens[start:stop].split(batch_size):
+            yield decode_tokens(self._tokenizer, tokens)

@@ -1,6 +1,6 @@
 """A tokenizer over many images: reconstructions and token tables."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,6 @@ from torch import Tensor
 from fvq.data.image_table import to_model_range, to_uint8
 from fvq.data.open import LabelledImages
 from fvq.data.views import expand_views
-from fvq.runtime.progress import track
 from fvq.tokenizer.tokenizer import Tokenizer
 from fvq.tokens import TokenBatch
 
@@ -21,17 +20,21 @@ def images_at_once(tokenizer: Tokenizer) -> int:
     return max(1, min(_BATCH, _PIXELS // tokenizer.config.image_size**2))
 
 
-def reconstruct(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices int64 (N, *index_shape) and reconstructions uint8 of images uint8 (N, 3, H, W), on the CPU."""
+def reconstruct(
+    tokenizer: Tokenizer, images: Tensor, advance: Callable[[int], None] = lambda count: None
+) -> tuple[Tensor, Tensor]:
+    """Indices int64 (N, *index_shape) and reconstructions uint8 of images uint8 (N, 3, H, W), on the CPU.
+
+    ``advance`` is called with the number of images done, now and then.
+    """
     indices = torch.empty(len(images), *tokenizer.config.index_shape, dtype=torch.int64)
     reconstructions = torch.empty_like(images)
     device, batch = tokenizer.device, images_at_once(tokenizer)
-    with track("reconstructing", len(images)) as advance:
-        for start in range(0, len(images), batch):
-            rows = slice(start, start + batch)
-            indices[rows] = tokenizer.encode(to_model_range(images[rows].to(device))).cpu()
-            reconstructions[rows] = to_uint8(tokenizer.decode(indices[rows].to(device))).cpu()
-            advance(len(images[rows]))
+    for start in range(0, len(images), batch):
+        rows = slice(start, start + batch)
+        indices[rows] = tokenizer.encode(to_model_range(images[rows].to(device))).cpu()
+        reconstructions[rows] = to_uint8(tokenizer.decode(indices[rows].to(device))).cpu()
+        advance(len(images[rows]))
     return indices, reconstructions
 
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fvq.data.image_table import to_model_range
-from fvq.evaluate.lpips_network import load_lpips_network
-from fvq.evaluate.pretrained import VGG16_FILE, find_pretrained, where_to_put
+from fvq.evaluate.networks.lpips_network import load_lpips_network
+from fvq.evaluate.networks.pretrained import VGG16_FILE, find_pretrained, where_to_put
 from fvq.quantize.quantizer import Quantized
 from fvq.runtime.errors import UserError
 from fvq.runtime.processes import data_parallel

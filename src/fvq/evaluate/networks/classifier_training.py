@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from fvq.evaluate.classifier import ImageClassifier, ImageClassifierConfig
 from fvq.evaluate.images import check_images
+from fvq.evaluate.networks.classifier import ImageClassifier, ImageClassifierConfig
 from fvq.runtime.batches import batch_indices
 from fvq.runtime.errors import UserError
 from fvq.runtime.schedule import Schedule, learning_rate_factor
@@ -69,7 +69,7 @@ def train_extractor(
         rate = settings.learning_rate * learning_rate_factor(index, settings.steps, settings.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        logits = classifier(augment(images[chosen], flips=settings.flips, shift=settings.shift))
+        logits = classifier(augment(images[chosen], flips=settings.flips, shift=settings.shift)).logits
         loss = functional.cross_entropy(logits, labels[chosen])
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

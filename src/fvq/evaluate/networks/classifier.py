@@ -7,6 +7,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
+from fvq.evaluate.networks.extractor import Outputs
+from fvq.evaluate.networks.float32 import ieee_convolutions
+from fvq.quantize.shortlist import ieee_products
 from fvq.runtime.errors import UserError, describe_validation_error
 from fvq.runtime.files import sha256_file
 from fvq.runtime.weights import load_weights, save_weights
@@ -37,6 +40,7 @@ class ImageClassifier(nn.Module):
     """
 
     resize = "none"
+    spatial_dimension = 0
 
     def __init__(self, config: ImageClassifierConfig) -> None:
         super().__init__()
@@ -56,28 +60,32 @@ class ImageClassifier(nn.Module):
         """Length of a feature."""
         return self.head.in_features
 
-    def features(self, images: Tensor) -> Tensor:
-        """Features float32 (B, D) of images uint8 (B, 3, image_size, image_size)."""
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return self.head.out_features
+
+    def forward(self, images: Tensor, *, spatial: bool = False) -> Outputs:
+        """Outputs for images uint8 (B, 3, image_size, image_size); there are no spatial features.
+
+        On a GPU float32 without TF32, but in training.
+        """
         if images.shape[2:] != (self.config.image_size, self.config.image_size):
             height, width = images.shape[2:]
             size = self.config.image_size
             raise UserError(
                 f"extractor {self.name}: made for images of {size}x{size} pixels, and these have {height}x{width}"
             )
-        x = images.to(self.head.weight.device, torch.float32) / 127.5 - 1
-        mean: Tensor = self.stages(x).mean(dim=(2, 3))
-        return mean
+        device = self.head.weight.device
+        x = images.to(device, torch.float32) / 127.5 - 1
+        if self.training:
+            return self._outputs(x)
+        with ieee_convolutions(), ieee_products(device):
+            return self._outputs(x)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Class logits float32 (B, classes) of images uint8 (B, 3, image_size, image_size)."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
-    @torch.inference_mode()
-    def features_and_posteriors(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and class posteriors (B, classes), both float32, of images uint8 (B, 3, H, W)."""
-        features = self.features(images)
-        return features, self.head(features).softmax(dim=1)
+    def _outputs(self, x: Tensor) -> Outputs:
+        features: Tensor = self.stages(x).mean(dim=(2, 3))
+        return Outputs(features, self.head(features), None)
 
     def save(self, path: Path | str) -> None:
         """Write the weights with the configuration; from then on the figures name that file's hash."""
