@@ -18,8 +18,6 @@ from PIL import Image
 from fvq.data.crops import center_crop_adm
 from fvq.data.image_table import to_model_range, to_uint8, write_image_table
 from fvq.data.records import ImageRecord
-from fvq.evaluate.classifier import ImageClassifier, ImageClassifierConfig
-from fvq.evaluate.generator_metrics import evaluate_samples
 from fvq.generate import LlamaGen, LlamaGenConfig, class_labels, parts
 from fvq.tokenizer import Architecture, Tokenizer, TokenizerConfig
 
@@ -66,14 +64,11 @@ def write_table(path, images, classes=CLASSES) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A folder with a tokenizer, a generator and an extractor."""
+    """A folder with a tokenizer and a generator."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     small_tokenizer().save(folder / "tokenizer.safetensors")
     small_generator().save(folder / "generator.safetensors")
-    ImageClassifier(ImageClassifierConfig(name="tiny", image_size=SIZE, classes=3, width=8)).save(
-        folder / "extractor.safetensors"
-    )
     return folder
 
 
@@ -400,14 +395,12 @@ def test_sample_refuses(refused, weights, tmp_path):
 
 def test_what_is_there_stays_unless_forced(fvq, refused, weights, photos, tmp_path):
     files = weights / "generator.safetensors", weights / "tokenizer.safetensors"
-    for name in ("mine.npz", "mine.png", "mine.json"):
+    for name in ("mine.npz", "mine.png"):
         (tmp_path / name).write_text("mine")
-    evaluate = ("evaluate", photos, "--reference", photos, "--size", SIZE)
     for command in (
         ("sample", *files, "--out", "mine.npz"),
         ("sample", *files, "--out", "mine.png"),
         ("reconstruct", files[1], photos, "--out", "mine.png"),
-        (*evaluate, "--extractor", weights / "extractor.safetensors", "--out", "mine.json"),
     ):
         assert "--force" in refused(*command)
         written = tmp_path / command[-1]
@@ -456,83 +449,6 @@ def test_interrupted_sampling_goes_on(fvq, sampled, monkeypatch, tmp_path, weigh
     assert not list(tmp_path.glob("*.parts"))
 
 
-# evaluate
-
-
-@pytest.fixture
-def image_sets(tmp_path):
-    """The same samples as archive, folder and table, and a table of reference images."""
-    samples = random_images(9, seed=1)
-    np.savez(tmp_path / "samples.npz", arr_0=samples, arr_1=np.zeros(9))
-    (tmp_path / "samples").mkdir()
-    for number, image in enumerate(samples):
-        Image.fromarray(image).save(tmp_path / "samples" / f"{number}.png")
-    write_table(tmp_path / "samples.parquet", samples)
-    write_table(tmp_path / "reference.parquet", random_images(12, seed=2) // 2)
-    return samples
-
-
-def test_evaluate_takes_archives_folders_and_tables(fvq, weights, image_sets, tmp_path):
-    extractor = ImageClassifier.load(weights / "extractor.safetensors")
-    tensors = [torch.from_numpy(images).permute(0, 3, 1, 2) for images in (image_sets, random_images(12, 2) // 2)]
-    expected = evaluate_samples(*tensors, extractor, reference="reference.parquet", seed=0)
-    options = ["--reference", "reference.parquet", "--extractor", weights / "extractor.safetensors"]
-    for name in ("samples.npz", "samples", "samples.parquet"):
-        status, out, _ = fvq("evaluate", name, *options, "--out", f"{name}.json")
-        assert status == 0 and f"wrote {name}.json" in out
-        figures = json.loads((tmp_path / f"{name}.json").read_text())
-        assert figures.keys() - {"protocol_samples", "protocol_crop"} == expected.keys() - {"protocol_seed"}
-        for key in ("fd_tiny", "is_tiny", "precision", "recall"):
-            assert figures[key] == pytest.approx(expected[key], rel=1e-6)
-            assert re.search(rf"{key} +{figures[key]:.4f}\b", out)
-        assert figures["samples"] == 9 and figures["protocol_reference_images"] == "12"
-        assert figures["protocol_samples"] == name and figures["protocol_reference"] == "reference.parquet"
-        assert figures["protocol_extractor_sha256"] == extractor.weights_sha256 in re.sub(r"\s", "", out)
-        assert "fid" not in " ".join(figures).lower()
-        record = json.loads((tmp_path / f"{name}.json.provenance.json").read_text())
-        assert "reference.parquet" in record["inputs"]
-
-
-def test_evaluate_crops_folders_where_asked(fvq, refused, weights, image_sets, photos, tmp_path):
-    options = ["--reference", "photos", "--extractor", weights / "extractor.safetensors"]
-    assert "--size" in refused("evaluate", "samples.npz", *options)
-    status, _, _ = fvq("evaluate", "samples.npz", *options, "--size", SIZE, "--out", "m.json")
-    figures = json.loads((tmp_path / "m.json").read_text())
-    assert status == 0 and figures["protocol_crop"] == "centre square at 16 pixels of photos"
-
-
-def test_evaluate_refuses(refused, weights, image_sets, photos, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("no images")
-    np.savez(tmp_path / "other_key.npz", images=image_sets)
-    np.savez(tmp_path / "float.npz", arr_0=image_sets / 255.0)
-    np.savez(tmp_path / "nchw.npz", arr_0=image_sets.transpose(0, 3, 1, 2))
-    np.savez(tmp_path / "single.npz", arr_0=image_sets[:1])
-    np.savez(tmp_path / "large.npz", arr_0=image_sets.repeat(2, 1).repeat(2, 2))
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "samples.npz").read_bytes()[:2000])
-    (tmp_path / "cut.parquet").write_bytes((tmp_path / "samples.parquet").read_bytes()[:2000])
-    extractor = weights / "extractor.safetensors"
-
-    def line(samples, reference="reference.parquet", network=extractor):
-        return refused("evaluate", samples, "--reference", reference, "--extractor", network, "--out", "m.json")
-
-    assert "gone.npz" in line("gone.npz") and "gone" in line("samples.npz", "gone")
-    assert "notes.txt" in line("notes.txt") and "notes.txt" in line("samples.npz", "notes.txt")
-    assert "arr_0" in line("other_key.npz")
-    assert "float.npz" in (text := line("float.npz")) and "uint8" in text
-    assert "nchw.npz" in (text := line("samples.npz", "nchw.npz")) and "(n, H, W, 3)" in text
-    assert "cut.npz" in line("cut.npz") and "cut.parquet" in line("samples", "cut.parquet")
-    assert "empty: holds no images" in line("empty") and "empty: holds no images" in line("samples.npz", "empty")
-    assert "single.npz" in (text := line("single.npz")) and "at least 2" in text
-    assert "large.npz" in (text := line("large.npz")) and "32x32" in text
-    assert "extractor tiny" in line("large.npz", "large.npz")
-    assert "holds a tokenizer" in line("samples.npz", network=weights / "tokenizer.safetensors")
-    assert "gone.safetensors" in line("samples.npz", network="gone.safetensors")
-    options = ["--reference", "samples", "--extractor", extractor]
-    assert "figures.csv" in refused("evaluate", "samples.npz", *options, "--out", "figures.csv")
-    assert not list(tmp_path.glob("m.*"))
-
-
 # doctor
 
 
@@ -542,12 +458,12 @@ def test_doctor(fvq, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     status, out, err = fvq("doctor")
-    lines = {line[8:21].strip(): line for line in out.splitlines()}
+    lines = {line[8:24].strip(): line for line in out.splitlines()}
     assert status == 0 and err == ""
     assert lines["torch"].startswith("ok") and torch.__version__ in lines["torch"]
     for name in ("git", "dvc", "snakemake"):
         assert lines[name].startswith("note") and "not found" in lines[name]
-    for name, file in (("Inception", "inception-2015"), ("VGG-16", "vgg16"), ("AlexNet", "alexnet")):
+    for name, file in (("inception-2015", "weights-inception-2015"), ("vgg16", "vgg16-"), ("alexnet", "alexnet-owt")):
         assert lines[name].startswith("note") and file in lines[name]
         assert str(tmp_path / "torch/hub/checkpoints") in lines[name]
     assert lines["params.yaml"].startswith("note")
@@ -560,9 +476,9 @@ def test_doctor(fvq, monkeypatch, tmp_path):
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("FVQ_WEIGHTS", str(tmp_path))
     status, out, _ = fvq("doctor")
-    lines = {line[8:21].strip(): line for line in out.splitlines()}
-    assert status == 1 and out.splitlines()[-1] == "broken: AlexNet, params.yaml"
-    assert lines["AlexNet"].startswith("broken") and "SHA-256" in lines["AlexNet"]
+    lines = {line[8:24].strip(): line for line in out.splitlines()}
+    assert status == 1 and out.splitlines()[-1] == "broken: alexnet, params.yaml"
+    assert lines["alexnet"].startswith("broken") and "SHA-256" in lines["alexnet"]
     assert lines["git"].startswith("ok") and lines["dvc"].startswith("ok") and lines["snakemake"].startswith("note")
 
 

@@ -22,6 +22,40 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there al
 TokenizerFile = Annotated[
     Path, typer.Argument(metavar="TOKENIZER", help="The tokenizer's weights (safetensors).", show_default=False)
 ]
+ExtractorName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="The network whose features are compared: inception-2015, vgg16, dinov2-vit-l14, squeezenet1_0, a "
+        "plug-in's name, or a file of this project (.safetensors).",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="The named network's published weights, or their folder; a folder serves VGG16 and LPIPS too.",
+        show_default="$FVQ_WEIGHTS, else torch hub's folder",
+    ),
+]
+Size = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Cut images to a centre square of N pixels.", show_default=False)
+]
+CropName = Annotated[
+    Literal["adm", "plain"] | None,
+    typer.Option(help="adm scales an image's shorter side to --size before; plain does not.", show_default="adm"),
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images in the network at once.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Holds features by the content of images and weights, so that those of stored images are computed once; "
+        "reconstructions are measured anew. An interrupted run goes on. May be deleted at any time.",
+        show_default="$FVQ_CACHE, else ~/.cache/fvq",
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep nothing.")]
 
 
 def _example(command: str) -> str:
@@ -190,39 +224,196 @@ def sample(
     )
 
 
-@app.command(epilog=_example("fvq evaluate samples.npz --reference photos/ --extractor extractor.safetensors"))
+@app.command(epilog=_example("fvq evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --out figures.json"))
 def evaluate(
+    context: typer.Context,
     samples: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="SAMPLES",
-            help="An npz archive (arr_0, uint8 NHWC), a folder of images, or a Parquet image table.",
+            help="Images or their stored statistics: an npz (arr_0 in uint8 NHWC, or mu and sigma), a folder, a .tar, "
+            "a Parquet table. A tokenizer (.safetensors) stands for its reconstructions of the reference.",
             show_default=False,
         ),
-    ],
+    ] = None,
     reference: Annotated[
-        Path, typer.Option(metavar="PATH", help="Images to compare with, in any of these forms.", show_default=False)
-    ],
-    extractor: Annotated[
-        Path, typer.Option(metavar="FILE", help="The network (safetensors) whose features are compared.")
-    ],
+        Path | None,
+        typer.Option(metavar="PATH", help="What to compare with, in any of these forms.", show_default=False),
+    ] = None,
+    protocol: Annotated[
+        Literal["adm", "torch-fidelity", "pytorch-fid", "fvq-released"],
+        typer.Option(metavar="NAME", help="Whose way of measuring; each is described above."),
+    ] = "adm",
+    extractor: ExtractorName = "inception-2015",
+    weights: Weights = None,
+    size: Size = None,
+    crop: CropName = None,
+    pairs: Annotated[
+        bool,
+        typer.Option("--pairs", help="SAMPLES are reconstructions of the reference's images, in their order."),
+    ] = False,
+    measures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measure",
+            metavar="NAME",
+            help="An error of reconstructions, such as psnr_rgb or lpips_vgg; give it once for each.",
+            show_default="all but lpips_vgg",
+        ),
+    ] = None,
+    distances: Annotated[
+        Literal["exact", "float16"],
+        typer.Option(help="Of precision and recall; float16 imitates the published evaluator's rounding."),
+    ] = "exact",
+    kid: Annotated[bool, typer.Option("--kid", help="Kernel distance, over 100 subsets of 1,000 images.")] = False,
+    density_coverage: Annotated[bool, typer.Option("--density-coverage", help="Density and coverage.")] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="Spread of the Fréchet distance, and its value for infinitely many images."),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the halves that --uncertainty draws.")] = 0,
+    allow_count: Annotated[
+        bool, typer.Option("--allow-count", help="Measure FID on another number of images than published ones.")
+    ] = False,
+    batch_size: BatchSize = 64,
+    cache: Cache = None,
+    no_cache: NoCache = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the figures as flat JSON (.json).")
     ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Scale and centre-crop the images of folders to N pixels."),
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="A.json B.json",
+            help="Instead: the figures of two files beside each other; different protocols are refused.",
+            show_default=False,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images in the network at once.")] = 128,
     force: Force = False,
 ) -> None:
-    """Fréchet distance, Inception-Score form, precision and recall of SAMPLES.
+    """FID, sFID, Inception Score, precision and recall of SAMPLES; errors and rFID of reconstructions.
 
-    The figures carry the extractor's name; only the Inception-2015 features give a FID.
+    Figures carry the name of the network they are measured on; only inception-2015 gives a FID. The protocols:
+
+    [bold]adm[/bold]: guided-diffusion's evaluator, without TensorFlow; most generators of ImageNet report it
+
+    [bold]torch-fidelity[/bold]: that library's defaults; precision and recall are on VGG16
+
+    [bold]pytorch-fid[/bold]: that library's FID alone; it resizes images in another way
+
+    [bold]fvq-released[/bold]: the rFID of FVQ's released code: both sides cut to 256 pixels and stored as JPEG
     """
-    from fvq.cli.evaluate import evaluate_images
+    if compare is not None:
+        others = [parameter.name for parameter in context.command.params if parameter.name != "compare"]
+        _refuse(context, "goes without --compare", *filter(None, others))
+        from fvq.cli.compare import print_comparison
 
-    evaluate_images(samples, reference, extractor, out, size=size, batch_size=batch_size, force=force)
+        print_comparison(*compare)
+        return
+    if samples is None:
+        raise typer.BadParameter("missing; name the images to measure", context, param_hint="SAMPLES")
+    if reference is None:
+        raise typer.BadParameter("missing; name what to compare with", context, param_hint="--reference")
+    _check_crop(context, size, crop)
+    if protocol == "fvq-released":
+        _refuse(context, "is fixed by the protocol fvq-released: a centre crop of 256 pixels", "size", "crop")
+    if pairs or protocol == "fvq-released" or samples.suffix.lower() == ".safetensors":
+        pairs = True
+        _refuse(context, "is for samples, not for reconstructions", "kid", "density_coverage", "distances")
+    else:
+        _refuse(context, "is for reconstructions; --pairs says that SAMPLES are some", "measures")
+    if protocol == "pytorch-fid":
+        _refuse(context, "is not in the protocol pytorch-fid", "density_coverage", "distances")
+    from fvq.cli.evaluate import evaluate_images
+    from fvq.cli.measuring import cache_folder
+
+    evaluate_images(
+        samples,
+        reference,
+        out,
+        protocol_name=protocol,
+        extractor=extractor,
+        weights=weights,
+        size=size,
+        crop=crop,
+        pairs=pairs,
+        measures=measures or (),
+        options={
+            "kernel_distance": kid,
+            "density_and_coverage": density_coverage,
+            "distances": distances,
+            "uncertainty": uncertainty,
+            "seed": seed,
+            "allow_count": allow_count,
+            "batch_size": batch_size,
+        },
+        cache=None if no_cache else cache_folder(cache),
+        force=force,
+    )
+
+
+@app.command(epilog=_example("fvq statistics photos/ --size 256 --out reference.npz"))
+def statistics(
+    context: typer.Context,
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGES",
+            help="An npz (arr_0 in uint8 NHWC), a folder, a .tar or a Parquet table of images.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="The statistics to write (.npz); pytorch-fid reads them too."),
+    ],
+    protocol: Annotated[
+        Literal["adm", "torch-fidelity", "pytorch-fid"],
+        typer.Option(metavar="NAME", help="Of the later evaluation: adm, torch-fidelity or pytorch-fid."),
+    ] = "adm",
+    extractor: ExtractorName = "inception-2015",
+    weights: Weights = None,
+    size: Size = None,
+    crop: CropName = None,
+    batch_size: BatchSize = 64,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    force: Force = False,
+) -> None:
+    """Mean and covariance of the features of IMAGES, for a reference that need not be at hand.
+
+    fvq evaluate --reference takes the file. Precision and recall need the images themselves.
+    """
+    _check_crop(context, size, crop)
+    from fvq.cli.measuring import cache_folder
+    from fvq.cli.statistics import store_statistics
+
+    store_statistics(
+        images,
+        out,
+        protocol_name=protocol,
+        extractor=extractor,
+        weights=weights,
+        size=size,
+        crop=crop,
+        batch_size=batch_size,
+        cache=None if no_cache else cache_folder(cache),
+        force=force,
+    )
+
+
+def _check_crop(context: typer.Context, size: int | None, crop: str | None) -> None:
+    if crop is not None and size is None:
+        raise typer.BadParameter("needs the --size that it cuts to", context, param_hint="--crop")
+
+
+def _refuse(context: typer.Context, why: str, *names: str) -> None:
+    """A usage error where the command line gives one of these parameters."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            name = parameter.opts[0]
+            raise typer.BadParameter(why, context, param_hint=name if name.startswith("-") else name.upper())
 
 
 @app.command(epilog=_example("fvq import-checkpoint vq_ds16_c2i.pt --layout llamagen -o tokenizer.safetensors"))
@@ -309,13 +500,30 @@ def export_checkpoint(
     checkpoints.export_checkpoint(weights, out, force=force)
 
 
-@app.command(epilog=_example("fvq doctor"))
-def doctor() -> None:
+@app.command(epilog=_example("fvq doctor --fetch"))
+def doctor(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NETWORK...",
+            help="The networks whose weights --fetch fetches.",
+            show_default="inception-2015, alexnet and vgg16",
+        ),
+    ] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Download published weights that are missing; nothing else ever does.")
+    ] = False,
+) -> None:
     """What fvq finds on this machine and in this folder.
 
     Exits with 1 where something needed is broken.
     """
-    from fvq.cli.doctor import examine
+    if names and not fetch:
+        raise typer.BadParameter("is for --fetch", context, param_hint="NETWORK")
+    from fvq.cli.doctor import examine, fetch_weights
 
+    if fetch:
+        fetch_weights(names or ())
     if not examine():
         raise typer.Exit(1)

@@ -4,10 +4,10 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -16,7 +16,19 @@ from rich.text import Text
 import fvq
 from fvq.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from fvq.evaluate.networks.pretrained import PretrainedFile
+
 _LITTLE_DISK = 5e9  # bytes
+# By the names of fvq.evaluate.networks.pretrained, whose import takes seconds.
+_DEFAULT_WEIGHTS = ("inception-2015", "alexnet", "vgg16")
+_PURPOSES = {
+    "inception-2015": "FID, sFID, Inception Score",
+    "alexnet": "lpips_alex",
+    "vgg16": "the perceptual loss, lpips_vgg, torch-fidelity's precision and recall",
+    "squeezenet1_0": "fd_squeezenet1_0",
+    "dinov2-vit-l14": "FD-DINOv2",
+}
 _COLOURS = {"ok": "green", "note": "yellow", "broken": "bold red"}
 
 
@@ -36,13 +48,36 @@ def examine() -> bool:
         if finding.state == "broken":
             broken.append(finding.name)
         if console.is_terminal:
-            line = Table.grid(Column(width=8), Column(width=13), Column(overflow="fold"))
+            line = Table.grid(Column(width=8), Column(width=16), Column(overflow="fold"))
             line.add_row(Text(finding.state, _COLOURS[finding.state]), finding.name, finding.detail)
             console.print(line)
         else:
-            print(f"{finding.state:8}{finding.name:13}{finding.detail}", flush=True)
+            print(f"{finding.state:8}{finding.name:16}{finding.detail}", flush=True)
     print(f"broken: {', '.join(broken)}" if broken else "nothing that is needed is broken")
     return not broken
+
+
+def fetch_weights(names: Sequence[str]) -> None:
+    """Download what is missing of the named networks' weights, or else of the default protocols'; print where each is.
+
+    Raises:
+        UserError: a name is unknown, a file is there already and is another, or it cannot be fetched.
+        OSError: it cannot be written.
+    """
+    try:
+        from fvq.evaluate.networks.extractors import find_extractor, plug_in_names
+        from fvq.evaluate.networks.pretrained import PUBLISHED, fetch, find_pretrained
+    except (ImportError, OSError) as error:
+        raise UserError(f"torch: cannot be imported ({error})") from None
+    wanted = {}
+    for name in names or _DEFAULT_WEIGHTS:  # all of them first: nothing is fetched where one is misspelt
+        spec = None if name in PUBLISHED else find_extractor(name)
+        if name not in PUBLISHED and spec is None:
+            raise UserError(f"--fetch: {name}: no such weights (known: {', '.join([*PUBLISHED, *plug_in_names()])})")
+        wanted[name] = spec.files if spec else PUBLISHED[name]
+    for name, files in wanted.items():
+        found = find_pretrained(files, None, name)
+        print(f"{name}: {found} is there already" if found else f"{name}: fetched {fetch(files[0])}", flush=True)
 
 
 def _findings() -> Iterator[Finding]:
@@ -114,24 +149,39 @@ def _program(name: str) -> Finding:
 
 
 def _weights() -> Iterator[Finding]:
-    import torch
+    from fvq.evaluate.networks.extractors import EXTRACTORS, find_extractor, plug_in_names
+    from fvq.evaluate.networks.pretrained import PUBLISHED
 
-    from fvq.evaluate.pretrained import ALEXNET_FILE, INCEPTION_2015_FILE, VGG16_FILE, find_pretrained
-
-    own = os.environ.get("FVQ_WEIGHTS")
-    places = f"{own or 'the folder $FVQ_WEIGHTS'} or {Path(torch.hub.get_dir()) / 'checkpoints'}"
-    for file, name, purpose in (
-        (INCEPTION_2015_FILE, "Inception", "FID"),
-        (VGG16_FILE, "VGG-16", "the perceptual loss"),
-        (ALEXNET_FILE, "AlexNet", "LPIPS"),
-    ):
+    for name, files in PUBLISHED.items():
+        yield _weights_file(name, files, _PURPOSES[name])
+    for name in plug_in_names():
+        if name in EXTRACTORS:
+            yield Finding("broken", name, "a plug-in has the name of an extractor of fvq, and is not used")
+            continue
         try:
-            found = find_pretrained(file, None, name)
+            spec = find_extractor(name)
         except UserError as error:
             yield Finding("broken", name, str(error))
             continue
-        missing = f"for {purpose}, put {file.name} ({file.size / 1e6:.0f} MB) into {places}"
-        yield Finding("note", name, missing) if found is None else Finding("ok", name, str(found))
+        if spec is not None:
+            yield _weights_file(name, spec.files, f"fd_{name}, of a plug-in")
+
+
+def _weights_file(name: str, files: "tuple[PretrainedFile, ...]", purpose: str) -> Finding:
+    import torch
+
+    from fvq.evaluate.networks.pretrained import describe, find_pretrained
+
+    try:
+        found = find_pretrained(files, None, name)
+    except UserError as error:
+        return Finding("broken", name, str(error))
+    if found is not None:
+        return Finding("ok", name, f"{found}, for {purpose}")
+    own = os.environ.get("FVQ_WEIGHTS")
+    places = f"{own or 'the folder $FVQ_WEIGHTS'} or {Path(torch.hub.get_dir()) / 'checkpoints'}"
+    how = f"; fvq doctor --fetch {name} does that" if files[0].address else ""
+    return Finding("note", name, f"for {purpose}, put {files[0].name} ({describe(files[0])}) into {places}{how}")
 
 
 def _parameters() -> Finding:

@@ -1,74 +1,158 @@
 """``fvq evaluate``."""
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Column, Table
+import torch
 
-from fvq.cli.images import read_image_set
+from fvq.cli.figures import print_figures
+from fvq.cli.measuring import Crop, check_processes, prepared_protocol
 from fvq.cli.output import check_output, provenance_path, tell_written
+from fvq.evaluate.evaluation import Options
 from fvq.evaluate.generator_metrics import evaluate_samples
-from fvq.evaluate.images import check_images, check_same_size
-from fvq.evaluate.load import load_extractor
+from fvq.evaluate.image_order import check_same_order
+from fvq.evaluate.image_sets import open_for_pairs
+from fvq.evaluate.networks.pretrained import in_folder, where_to_put
+from fvq.evaluate.pairs import MadePairs, StoredPairs
+from fvq.evaluate.protocol_networks import load_network, load_network_of_neighbours
+from fvq.evaluate.protocols import Protocol, ProtocolName
+from fvq.evaluate.reconstruction import LPIPS_TRUNKS, MEASURES, Measure, build_measures
+from fvq.evaluate.record import check_record
+from fvq.evaluate.sides import open_side
+from fvq.evaluate.tokenizer_metrics import evaluate_reconstructions
 from fvq.runtime.devices import best_device, use_cores
-from fvq.runtime.files import write_json
+from fvq.runtime.errors import UserError, one_line_errors
+from fvq.runtime.files import sha256_file, write_json
+from fvq.runtime.processes import is_first, process_group
 from fvq.runtime.provenance import Stopwatch, write_provenance
+from fvq.tokenizer import Tokenizer
+from fvq.tokenizer.inference import reconstruct
 
 
 def evaluate_images(
     samples_path: Path,
     reference_path: Path,
-    extractor_path: Path,
     out: Path | None,
     *,
+    protocol_name: ProtocolName,
+    extractor: str,
+    weights: Path | None,
     size: int | None,
-    batch_size: int,
+    crop: Crop | None,
+    pairs: bool,
+    measures: Sequence[str],
+    options: Mapping[str, Any],
+    cache: Path | None,
     force: bool,
 ) -> None:
-    """Print the figures of samples against reference images; write them, with a provenance record, where asked."""
-    use_cores()
-    stopwatch = Stopwatch()
-    if out is not None:
-        check_output(out, (".json",), force=force)
-    extractor = load_extractor(extractor_path, best_device())
-    samples = read_image_set(samples_path, size)
-    reference = read_image_set(reference_path, size)
-    for images, path in ((samples, samples_path), (reference, reference_path)):
-        check_images(images, str(path), at_least=2)
-    check_same_size(samples, str(samples_path), reference, str(reference_path))
-    figures = evaluate_samples(
-        samples, reference, extractor, reference=str(reference_path), seed=0, batch_size=batch_size
-    )
-    del figures["protocol_seed"]  # nothing is drawn here, and which seed the samples had is not known
-    figures["protocol_samples"] = str(samples_path)
-    crops = [str(path) for path in (samples_path, reference_path) if size and path.is_dir()]
-    figures["protocol_crop"] = f"centre square at {size} pixels of {' and '.join(crops)}" if crops else "none"
-    _print_table(figures)
-    if out is None:
-        return
-    write_json(out, figures)
-    tell_written(out, "these figures")
-    write_provenance(
-        provenance_path(out),
-        stage="fvq evaluate",
-        row=None,
-        parameters={"samples": str(samples_path), "reference": str(reference_path), "size": size},
-        inputs=[path for path in (samples_path, reference_path, extractor_path) if path.is_file()],
-        outputs=[out],
-        seed=0,
-        stopwatch=stopwatch,
-    )
-    tell_written(provenance_path(out), "how they came about")
+    """Print the figures of samples, or of reconstructions; write them, with a provenance record, where asked.
+
+    ``options`` are those of ``Options``; without ``measures`` all are taken but LPIPS on VGG16. Of several processes
+    that ``torchrun`` started the first prints and writes.
+    """
+    check_processes(cache)
+    with process_group(), one_line_errors():
+        use_cores()
+        stopwatch = Stopwatch()
+        if out is not None and is_first():
+            check_output(out, (".json",), force=force)
+        protocol, device, wanted = prepared_protocol(protocol_name, size, crop), best_device(), Options(**options)
+        notes: list[str] = []
+        if pairs:
+            opened, codebook_size, notes = _open_pairs(samples_path, reference_path, protocol, device)
+            built, absent = _build_measures(measures, weights, device)
+            notes += [
+                f"no {name}: {LPIPS_TRUNKS[name][1].name} is missing; fvq doctor tells where it belongs"
+                for name in absent
+            ]
+            network = load_network(extractor, protocol, weights=weights, device=device, parameter="--weights")
+            evaluation = evaluate_reconstructions(
+                opened, network, protocol, built, wanted, codebook_size=codebook_size, absent=absent, cache=cache
+            )
+        else:
+            samples, reference = (open_side(path, protocol.preparation) for path in (samples_path, reference_path))
+            network = load_network(extractor, protocol, weights=weights, device=device, parameter="--weights")
+            near = load_network_of_neighbours(protocol, network, device, weights=weights)
+            evaluation = evaluate_samples(
+                samples, reference, network, protocol, wanted, neighbour_extractor=near, cache=cache
+            )
+        if evaluation is None:
+            return
+        record = check_record(evaluation.values, str(out or "the figures"))
+        if out is not None:  # before anything is printed: standard output may be closed
+            write_json(out, evaluation.values)
+            write_provenance(
+                provenance_path(out),
+                stage="fvq evaluate",
+                row=None,
+                parameters={
+                    "samples": str(samples_path),
+                    "reference": str(reference_path),
+                    "protocol": protocol_name,
+                    "extractor": extractor,
+                    "size": size,
+                    "crop": crop,
+                    "pairs": pairs,
+                    "measures": list(measures),
+                    **options,
+                },
+                inputs=[path for path in (samples_path, reference_path, Path(extractor)) if path.is_file()],
+                outputs=[out],
+                seed=wanted.seed,
+                stopwatch=stopwatch,
+            )
+        print_figures(record)
+        for note in (*evaluation.notes, *notes):
+            print(note)
+        if out is not None:
+            tell_written(out, "these figures")
+            tell_written(provenance_path(out), "how they came about")
 
 
-def _print_table(figures: dict[str, float | int | str]) -> None:
-    table = Table("figure", Column("value", overflow="fold"), box=SIMPLE, pad_edge=False)
-    for name, value in figures.items():
-        if not isinstance(value, str):
-            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else f"{value:,}", style="bold")
-    table.add_section()
-    for name, value in figures.items():
-        if isinstance(value, str):
-            table.add_row(name, value)
-    Console(markup=False, highlight=False).print(table)
+def _build_measures(
+    names: Sequence[str], weights: Path | None, device: torch.device
+) -> tuple[dict[str, Measure], dict[str, str]]:
+    """As ``build_measures``; of ``names``, which were asked for, none may be absent. Without any the usual ones.
+
+    LPIPS finds its trunks in ``weights`` too, where that is a folder.
+    """
+    usual = [name for name in MEASURES if name != "lpips_vgg"]
+    files = {name: in_folder(weights, [file]) for name, (_, file) in LPIPS_TRUNKS.items()}
+    measures, absent = build_measures(list(dict.fromkeys(names)) or usual, weights=files, device=device)
+    if names and absent:
+        raise UserError(where_to_put(LPIPS_TRUNKS[min(absent)][1], f"--measure {min(absent)}"))
+    return measures, absent
+
+
+def _open_pairs(
+    samples_path: Path, reference_path: Path, protocol: Protocol, device: torch.device
+) -> tuple[StoredPairs | MadePairs, int | None, list[str]]:
+    """Reconstructions with their originals; the codebook's size where a tokenizer makes them; what to say of them."""
+    plain_originals, originals = open_for_pairs(reference_path, protocol.preparation)
+    if samples_path.suffix.lower() != ".safetensors":
+        reconstructions, compared = open_for_pairs(samples_path, protocol.preparation)
+        notes = []
+        if reconstructions.names is None or plain_originals.names is None:
+            nameless = samples_path if reconstructions.names is None else reference_path
+            notes.append(f"pairs are taken by their position: {nameless} does not name its images")
+        else:
+            check_same_order(reconstructions.names, plain_originals.names, str(samples_path), str(reference_path))
+        return StoredPairs(reconstructions, plain_originals, compared=compared, originals=originals), None, notes
+    tokenizer = Tokenizer.load(samples_path).to(device)
+    side = tokenizer.config.image_size
+    if (plain_originals.width, plain_originals.height) != (side, side):
+        advice = f"; --size {side} scales and crops them" if plain_originals is originals else ""
+        raise UserError(
+            f"{reference_path}: images have {plain_originals.width}x{plain_originals.height} pixels, and "
+            f"{samples_path} is for {side}x{side}{advice}"
+        )
+    made = MadePairs(
+        partial(reconstruct, tokenizer),
+        plain_originals,
+        name=str(samples_path),
+        tokenizer_sha256=sha256_file(samples_path),
+        originals=originals,
+    )
+    return made, tokenizer.config.codebook_size, []

@@ -13,6 +13,7 @@ from fvq.quantize.usage import code_counts, usage_figures
 from fvq.runtime.devices import best_device, use_cores
 from fvq.runtime.files import write_atomically
 from fvq.runtime.picture import draw_reconstructions
+from fvq.runtime.progress import track
 from fvq.tokenizer import Tokenizer
 from fvq.tokenizer.inference import reconstruct
 
@@ -26,7 +27,8 @@ def reconstruct_images(
     tokenizer = Tokenizer.load(tokenizer_path).to(best_device())
     size = tokenizer.config.image_size
     original = read_files(list_files(image_paths), size)
-    indices, reconstruction = reconstruct(tokenizer, original)
+    with track("reconstructing", len(original), unit="images") as advance:
+        indices, reconstruction = reconstruct(tokenizer, original, advance)
     pairs = zip(in_batches(original, 256), in_batches(reconstruction, 256), strict=True)
     psnr = torch.cat([psnr_rgb(*pair) for pair in pairs])
     usage = usage_figures(code_counts(indices, tokenizer.config.codebook_size))
