@@ -6,14 +6,18 @@ from pipeline.run import Run, run_stage
 
 
 def main(run: Run) -> None:
-    """Write ``metrics.json``: each figure's name begins with its set's."""
-    figures: dict[str, float | int | str] = {}
-    for name in run.parameters.evaluation_sets:
-        on_set = evaluate(run, run.input("prepare_evaluation_set", "images.parquet", name), name).figures
-        figures |= {f"{name}_{figure}": value for figure, value in on_set.items()}
-        print(f"{run.parameters.rows[run.name].label} on {name}: {on_set['psnr_rgb']:.2f} dB")
-    write_json(run.output("metrics.json"), figures)
+    """Write ``metrics/``: a file for each set, under its name."""
+    folder = run.output_folder("metrics")
+    for name, chosen in run.parameters.evaluation_sets.items():
+        images = run.input("prepare_evaluation_set", "images.parquet", name)
+        evaluation = evaluate(run, images, name, chosen.protocol)
+        if evaluation is None:
+            continue
+        write_json(folder / f"{name}.json", evaluation.values | {"seed": run.seed})
+        print(f"{run.parameters.rows[run.name].label} on {name}: {evaluation.values['psnr_rgb']:.2f} dB")
+        for note in evaluation.notes:
+            print(f"{run.name} on {name}: {note}")
 
 
 if __name__ == "__main__":
-    run_stage("evaluate_elsewhere", main, each="rows")
+    run_stage("evaluate_elsewhere", main, each="rows", parallel=True)

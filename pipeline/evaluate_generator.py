@@ -1,38 +1,39 @@
-"""Stage ``evaluate_generator@row``: samples against the validation images."""
+"""Stage ``evaluate_generator@row``: samples against the validation images; on several GPUs where there are some."""
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from fvq.data.open import open_images
+from fvq.evaluate.evaluation import Options
 from fvq.evaluate.generator_metrics import evaluate_samples
-from fvq.evaluate.load import load_extractor
+from fvq.evaluate.image_sets import open_image_set
+from fvq.evaluate.protocol_networks import load_network, load_network_of_neighbours
+from fvq.evaluate.protocols import PROTOCOLS
+from fvq.evaluate.sides import Side, open_side
 from fvq.runtime.files import write_json
 from pipeline.run import Run, run_stage
 
 
 def main(run: Run) -> None:
     """Write ``metrics.json``."""
-    table = open_images(run.input("prepare_data", "validation.parquet"))
-    extractor = load_extractor(run.input("train_extractor", "extractor.safetensors"), run.device)
-    with np.load(run.input("sample", "samples.npz", run.name)) as archive:
-        samples = torch.from_numpy(channels_first(archive["arr_0"]))
-    figures = evaluate_samples(
-        samples, table.images(), extractor, reference=f"{run.parameters.dataset} validation", seed=run.seed
+    settings = run.parameters.evaluate_generator
+    protocol = PROTOCOLS[settings.protocol]
+    reference = open_image_set(run.input("prepare_data", "validation.parquet"), protocol.preparation)
+    network = load_network(run.input("train_extractor", "extractor.safetensors"), protocol, device=run.device)
+    evaluation = evaluate_samples(
+        open_side(run.input("sample", "samples.npz", run.name), protocol.preparation),
+        Side(reference),
+        network,
+        protocol,
+        Options(**settings.model_dump(exclude={"protocol"})),
+        neighbour_extractor=load_network_of_neighbours(protocol, network, run.device),
+        reference_words=f"{run.parameters.dataset} validation",
+        cache=run.feature_folder,
     )
-    write_json(run.output("metrics.json"), figures)
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
+    if evaluation is None:
+        return
+    write_json(run.output("metrics.json"), evaluation.values | {"seed": run.seed})
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in evaluation.values.items() if isinstance(value, float))
     print(f"{run.name}: {shown}")
-
-
-def channels_first(images_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The images as (N, 3, H, W) in the memory of ``images_nhwc``: 50,000 take 10 GB, and a copy as much again."""
-    count, height, width, channels = images_nhwc.shape
-    images_nchw = images_nhwc.reshape(count, channels, height, width)
-    for image_hwc, image_chw in zip(images_nhwc, images_nchw, strict=True):
-        image_chw[:] = image_hwc.transpose(2, 0, 1).copy()
-    return images_nchw
+    for note in evaluation.notes:
+        print(f"{run.name}: {note}")
 
 
 if __name__ == "__main__":
-    run_stage("evaluate_generator", main, each="generators")
+    run_stage("evaluate_generator", main, each="generators", parallel=True)

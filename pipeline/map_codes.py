@@ -1,6 +1,6 @@
 """Stage ``map_codes``: codes and features of every row in the plane (Figure 2 of the paper)."""
 
-from fvq.data.open import open_images
+from fvq.evaluate.image_sets import open_image_set
 from fvq.experiments.code_map import CodeMap, map_codes
 from fvq.experiments.files import write_code_maps
 from fvq.quantize.codebook import CodebookQuantizer
@@ -11,7 +11,7 @@ from pipeline.run import Run, run_stage
 def main(run: Run) -> None:
     """Write ``code_map.parquet`` and ``code_map.json``."""
     settings = run.parameters.map_codes
-    images = open_images(run.input("prepare_data", "validation.parquet")).images()
+    images = open_image_set(run.input("prepare_data", "validation.parquet"))
     maps: dict[str, CodeMap] = {}
     for row in run.parameters.rows:
         tokenizer = Tokenizer.load(run.input("freeze_codebook", "tokenizer.safetensors", row)).to(run.device)

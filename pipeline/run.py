@@ -1,6 +1,5 @@
 """What every stage does around its work: parameters in, outputs and their provenance out, errors in one line."""
 
-import hashlib
 import os
 import shutil
 import sys
@@ -10,14 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import fvq
 from fvq.config import Parameters, load_parameters
 from fvq.runtime.checkpoint import recipe_digest
 from fvq.runtime.devices import best_device, use_cores
 from fvq.runtime.errors import UserError, one_line_errors
 from fvq.runtime.files import sha256_file
 from fvq.runtime.processes import is_first, process_group
-from fvq.runtime.provenance import Stopwatch, library_versions, write_provenance
+from fvq.runtime.provenance import Stopwatch, code_digest, library_versions, write_provenance
 from pipeline.launch import launch, processes_to_start
 
 Group = Literal["rows", "generators", "evaluation_sets"]
@@ -83,10 +81,15 @@ class Run:
         recipe = {
             "parameters": self.recipe(),
             "inputs": {str(path): digest for path, digest in self.inputs.items()},
-            "code": _code_digest(),
+            "code": code_digest(),
             "versions": library_versions(),
         }
         return Path("runs", self.parameters.study, self.stage, f"{self.row or 'all'}-{recipe_digest(recipe)}")
+
+    @property
+    def feature_folder(self) -> Path:
+        """Where evaluations keep what the extractor says of images, by their content: the rows share a reference."""
+        return Path("runs", self.parameters.study, "features")
 
     def recipe(self) -> dict[str, Any]:
         """The parameters that this stage and row's results depend on."""
@@ -185,12 +188,3 @@ def _checkpoint_every() -> int | None:
     if wanted and (not wanted.isdecimal() or int(wanted) < 1):
         raise UserError(f"FVQ_CHECKPOINT_EVERY: must be a number of steps from 1, not {wanted}")
     return int(wanted) if wanted else None
-
-
-def _code_digest() -> str:
-    """Of the library's source: a resumed run must not mix two versions of it."""
-    root = Path(fvq.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()

@@ -2,13 +2,11 @@
 
 from functools import partial
 
-import torch
-
 from fvq.generate import class_labels
-from fvq.generate.pairing import load_pair
 from fvq.generate.parts import sample_many, write_samples
 from fvq.runtime.processes import is_first
 from fvq.tokenizer.inference import decode_tokens
+from pipeline.generator_pair import load_generator_and_tokenizer
 from pipeline.run import Run, run_stage
 
 
@@ -18,19 +16,14 @@ def main(run: Run) -> None:
     All processes draw tokens; the first one decodes them, which takes minutes where drawing takes hours.
     """
     settings = run.parameters.sample
-    row = run.parameters.generators[run.name].tokenizer
-    model, tokenizer = load_pair(
-        run.input("train_generator", "generator.safetensors", run.name),
-        run.input("freeze_codebook", "tokenizer.safetensors", row),
-    )
-    model.to(run.device, getattr(torch, settings.precision))
+    model, tokenizer = load_generator_and_tokenizer(run)
     labels = class_labels(settings.count, model.config.classes, settings.labels, run.seed)
     tokens = sample_many(
         model, labels, settings, seed=run.seed, part_folder=run.resume_folder, batch_size=settings.batch_size
     )
     if not is_first():
         return
-    decode = partial(decode_tokens, tokenizer.to(run.device))
+    decode = partial(decode_tokens, tokenizer)
     write_samples(run.output("samples.npz"), tokens, labels, decode, image_size=tokenizer.config.image_size)
     print(f"{run.name}: {len(tokens)} images")
 

@@ -4,16 +4,14 @@ dvc.yaml cannot look up a listed generator's tokenizer, nor leave out a folder t
 has this stage, and those that ``swept_generators`` leaves out have an empty table.
 """
 
-import torch
-
 from fvq.config import Parameters
-from fvq.data.open import open_images
-from fvq.evaluate.load import load_extractor
+from fvq.evaluate.image_sets import open_image_set
+from fvq.evaluate.networks.extractors import load_extractor
 from fvq.experiments.guidance import draw_at_scales, measure_scales
 from fvq.generate import class_labels
-from fvq.generate.pairing import load_pair
 from fvq.runtime.processes import is_first
 from fvq.runtime.training import History, write_history
+from pipeline.generator_pair import load_generator_and_tokenizer
 from pipeline.run import Run, run_stage
 
 
@@ -31,16 +29,11 @@ def is_swept(parameters: Parameters, name: str) -> bool:
 
 
 def _sweep(run: Run) -> History:
-    """All processes draw tokens; the first one decodes and measures them, the others return nothing."""
+    """All processes draw tokens, and share their measuring."""
     sweep, settings = run.parameters.sweep_guidance, run.parameters.sample
-    row = run.parameters.generators[run.name].tokenizer
-    reference = open_images(run.input("prepare_data", "validation.parquet"))
+    reference = open_image_set(run.input("prepare_data", "validation.parquet"))
     extractor_weights = run.input("train_extractor", "extractor.safetensors")
-    model, tokenizer = load_pair(
-        run.input("train_generator", "generator.safetensors", run.name),
-        run.input("freeze_codebook", "tokenizer.safetensors", row),
-    )
-    model.to(run.device, getattr(torch, settings.precision))
+    model, tokenizer = load_generator_and_tokenizer(run)
     labels = class_labels(sweep.count, model.config.classes, settings.labels, run.seed)
     tokens = draw_at_scales(
         model,
@@ -51,10 +44,8 @@ def _sweep(run: Run) -> History:
         folder=run.resume_folder,
         batch_size=settings.batch_size,
     )
-    if not is_first():
-        return []
-    extractor = load_extractor(extractor_weights, run.device)
-    return measure_scales(tokens, tokenizer.to(run.device), extractor, reference, run.resume_folder)
+    extractor = load_extractor(extractor_weights, device=run.device)
+    return measure_scales(tokens, tokenizer, extractor, reference, run.resume_folder)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from fvq.config import PublishedExtractor
 from fvq.data.open import open_images
-from fvq.evaluate.classifier_training import train_extractor
-from fvq.evaluate.inception import load_inception, save_reference
+from fvq.evaluate.networks.classifier_training import train_extractor
+from fvq.evaluate.networks.extractors import save_reference
+from fvq.evaluate.networks.pretrained import PUBLISHED, require_pretrained
 from pipeline.run import Run, run_stage
 
 
@@ -11,7 +12,8 @@ def main(run: Run) -> None:
     """Write ``extractor.safetensors``."""
     settings = run.parameters.train_extractor
     if isinstance(settings, PublishedExtractor):
-        save_reference(load_inception(settings.weights), run.output("extractor.safetensors"))
+        found = require_pretrained(PUBLISHED[settings.name], settings.weights, "train_extractor.weights")
+        save_reference(found, run.output("extractor.safetensors"))
         return
     table = open_images(run.input("prepare_data", "train.parquet"))
     classifier, history = train_extractor(

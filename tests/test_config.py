@@ -30,10 +30,23 @@ ROW = {
 BRIDGE = {"patch": None, "width": None, "depth": 2, "heads": 4, "layout": "grid", "block": "vit"}
 EVALUATION_SET = {
     "images": "coco",
+    "protocol": "adm",
     "image_size": 32,
     "center_crop": "plain",
     "turn_by_exif": False,
     "unreadable": "stop",
+}
+ORIGINALS = {
+    "source": "originals",
+    "train": "photos",
+    "validation": None,
+    "validation_fraction": 0.1,
+    "development_kit": None,
+    "image_size": 32,
+    "center_crop": "adm",
+    "turn_by_exif": True,
+    "unreadable": "skip",
+    "unpack_folder": None,
 }
 RESIDUAL = {**ROW, "label": "RQ", "quantizer": "residual", "bridge": BRIDGE, "options": {"inner": "fvq", "depth": 3}}
 MULTISCALE = {**ROW, "label": "VAR", "quantizer": "multiscale", "options": {"scales": [1, 2, 5, 8]}}
@@ -112,7 +125,22 @@ CONTENT = {
         "sizes_steps": 5,
     },
     "map_codes": {"features": 40, "codes": 40},
-    "evaluate_tokenizer": {"lpips_weights": None, "shown_images": 40},
+    "evaluate_tokenizer": {
+        "protocol": "adm",
+        "uncertainty": True,
+        "allow_count": False,
+        "measures": ["mse", "psnr_rgb", "ssim_g11", "lpips_alex"],
+        "lpips_weights": None,
+        "shown_images": 40,
+    },
+    "evaluate_generator": {
+        "protocol": "adm",
+        "uncertainty": True,
+        "allow_count": False,
+        "kernel_distance": False,
+        "density_and_coverage": False,
+        "distances": "exact",
+    },
     "cache_tokens": {"views": ["center", "top_left@1.25"]},
     "train_generator": {
         "weight_decay": 0.05,
@@ -244,30 +272,38 @@ def test_the_recipes_of_the_paper_and_of_llamagen(tmp_path):
         assert one.model_copy(update=changed) == other
 
 
+PUBLISHED = {"name": "inception-2015", "weights": None}
+
+
 def test_either_kind_of_extractor(load):
     assert isinstance(load({}).train_extractor, StudyExtractor)
-    published = load({"train_extractor": {"name": "inception-2015", "weights": None}})
+    published = load({"train_extractor": PUBLISHED, "sample.count": 50_000})
     assert published.train_extractor == PublishedExtractor(name="inception-2015", weights=None)
-    assert published.model_dump()["train_extractor"] == {"name": "inception-2015", "weights": None}
+    assert published.model_dump()["train_extractor"] == PUBLISHED
+    allowed = load({"train_extractor": PUBLISHED, "evaluate_generator.allow_count": True})
+    assert allowed.sample.count < 50_000
 
 
 def test_originals_allow_random_crops_and_further_sets(load):
-    originals = {
-        "source": "originals",
-        "train": "photos",
-        "validation": None,
-        "validation_fraction": 0.1,
-        "development_kit": None,
-        "image_size": 32,
-        "center_crop": "adm",
-        "turn_by_exif": True,
-        "unreadable": "skip",
-        "unpack_folder": None,
-    }
-    changes = {"prepare_data": originals, "train_tokenizer.crop": [0.8, 1.0]}
+    changes = {"prepare_data": ORIGINALS, "train_tokenizer.crop": [0.8, 1.0]}
     parameters = load({**changes, "evaluation_sets": {"coco": EVALUATION_SET}, "evaluated_elsewhere": ["fvq"]})
     assert parameters.train_tokenizer.crop == (0.8, 1.0)
     assert parameters.evaluation_sets["coco"].center_crop == "plain"
+
+
+AT_256 = {"prepare_data.image_size": 256, "evaluate_tokenizer.protocol": "fvq-released"}
+
+
+def test_the_released_protocol_is_for_crops_without_scaling(load):
+    assert load(AT_256).evaluate_tokenizer.protocol == "fvq-released"
+    originals = {**ORIGINALS, "image_size": 256, "center_crop": "plain"}
+    assert load({**AT_256, "prepare_data": originals}).prepare_data.center_crop == "plain"
+    # ADM's crop for the usual figures, and the released one for a set of its own, as scale=imagenet has it.
+    released = {**EVALUATION_SET, "protocol": "fvq-released", "image_size": 256}
+    changes = {"prepare_data": {**originals, "center_crop": "adm"}, "evaluation_sets": {"plain": released}}
+    parameters = load({**changes, "evaluated_elsewhere": ["vq"]})
+    assert parameters.evaluate_tokenizer.protocol == "adm"
+    assert parameters.evaluation_sets["plain"].protocol == "fvq-released"
 
 
 def test_any_source_of_images(load):
@@ -393,6 +429,62 @@ WRONG = [
     (
         {"evaluation_sets": {"coco": {**EVALUATION_SET, "image_size": 64}}},
         "evaluation_sets.coco.image_size: must be prepare_data's 32, not 64",
+    ),
+    # evaluations
+    (
+        {"train_extractor": PUBLISHED},
+        "sample.count: a published FID of the protocol adm stands on 50,000 images, not 20; "
+        "evaluate_generator.allow_count true measures these all the same",
+    ),
+    ({"evaluate_tokenizer.protocol": GONE}, "evaluate_tokenizer.protocol: is missing"),
+    (
+        {"evaluate_tokenizer.protocol": "ADM"},
+        "evaluate_tokenizer.protocol: should be 'adm', 'torch-fidelity', 'pytorch-fid' or 'fvq-released', not 'ADM'",
+    ),
+    (
+        {"evaluate_generator.protocol": "fvq-released"},
+        "evaluate_generator.protocol: should be 'adm', 'torch-fidelity' or 'pytorch-fid', not 'fvq-released'",
+    ),
+    ({"evaluate_tokenizer.uncertainty": 0.5}, "evaluate_tokenizer.uncertainty: should be a valid boolean, not 0.5"),
+    (
+        {"evaluate_tokenizer.measures": ["mse", "psnr_rgb", "ssim_g11", "lpips"]},
+        "evaluate_tokenizer.measures: there is no lpips; there are mse, psnr_rgb, psnr_y, ssim_g11, ",
+    ),
+    (
+        {"evaluate_tokenizer.measures": ["mse", "psnr_y", "ssim_g11"]},
+        "evaluate_tokenizer.measures: must name psnr_rgb, which the tables show",
+    ),
+    ({"evaluate_tokenizer.measures": "mse"}, "evaluate_tokenizer.measures: should be a list, not 'mse'"),
+    ({"evaluate_generator": GONE}, "evaluate_generator: is missing"),
+    ({"evaluate_generator.kid": True}, "evaluate_generator.kid: is no known parameter"),
+    (
+        {"evaluate_generator.distances": "float32"},
+        "evaluate_generator.distances: should be 'exact' or 'float16', not 'float32'",
+    ),
+    (
+        {"evaluation_sets": {"coco": {**EVALUATION_SET, "protocol": "coco"}}},
+        "evaluation_sets.coco.protocol: should be 'adm', 'torch-fidelity', 'pytorch-fid' or 'fvq-released', not 'coco'",
+    ),
+    (
+        {"evaluate_tokenizer.protocol": "fvq-released"},
+        "evaluate_tokenizer.protocol: fvq-released needs prepare_data.image_size 256, not 32",
+    ),
+    (
+        {**AT_256, "prepare_data": {**ORIGINALS, "image_size": 256}},
+        "evaluate_tokenizer.protocol: fvq-released needs prepare_data.center_crop plain, not adm",
+    ),
+    (
+        {"evaluation_sets": {"coco": {**EVALUATION_SET, "protocol": "fvq-released"}}},
+        "evaluation_sets.coco.protocol: fvq-released needs prepare_data.image_size 256, not 32",
+    ),
+    (
+        {
+            "prepare_data.image_size": 256,
+            "evaluation_sets": {
+                "coco": {**EVALUATION_SET, "image_size": 256, "center_crop": "adm", "protocol": "fvq-released"}
+            },
+        },
+        "evaluation_sets.coco.protocol: fvq-released needs evaluation_sets.coco.center_crop plain, not adm",
     ),
     ({"small_experiments.sizes_row": "vq"}, "small_experiments.sizes_row: vq is no row of the quantizer fvq"),
     (

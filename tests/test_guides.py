@@ -8,7 +8,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("name", ["your-own-tokenizer.md", "generator.md"])
+@pytest.mark.parametrize("name", ["your-own-tokenizer.md", "generator.md", "evaluation.md"])
 def test_the_code_of_a_guide_runs(name, monkeypatch, tmp_path):
     page = DOCS / name
     text = page.read_text(encoding="utf-8")

@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from dvc.utils.hydra import compose_and_dump
@@ -103,13 +102,3 @@ def test_a_table_that_does_not_fit(run, table, message):
         main(run)
     assert "\n" not in str(caught.value)
     assert not (RESULTS / "train_generator").exists()
-
-
-def test_samples_become_channels_first_in_their_own_memory(run):
-    from pipeline.evaluate_generator import channels_first
-
-    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
-    expected = images.transpose(0, 3, 1, 2).copy()
-    found = channels_first(images)
-    assert np.array_equal(found, expected) and found.flags.c_contiguous
-    assert np.shares_memory(found, images)

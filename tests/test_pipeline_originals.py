@@ -13,6 +13,8 @@ import yaml
 from PIL import Image
 from projects import Project
 
+from fvq.evaluate.record import read_record
+
 STUDY = "results/ci-originals"
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 ROW = "{{label: {label}, code_dim: 16, codebook_size: 64, ratio: 4, epochs: null, steps: 6, annealing: linear, {more}}}"
@@ -38,7 +40,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
             coarse.resize(size, Image.Resampling.BICUBIC).save(project.path / "data" / folder / f"{number}.jpg")
     Image.new("L", (50, 60), 128).save(project.path / "data/photos/cats/grey.jpg")
     (project.path / "data/photos/dogs/none.jpg").write_text("no image")
-    elsewhere = "{images: data/elsewhere, image_size: 32, center_crop: plain, turn_by_exif: false, unreadable: stop}"
+    elsewhere = (
+        "{images: data/elsewhere, protocol: adm, image_size: 32, center_crop: plain, turn_by_exif: false, "
+        "unreadable: stop}"
+    )
     project.run(
         *(sys.executable, "-m", "pipeline.compose", "scale=ci", "dataset=originals"),
         *("prepare_data.train=data/photos", "prepare_data.image_size=32", "train_tokenizer.crop=[0.8,1.0]"),
@@ -53,11 +58,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_every_row_is_trained_frozen_and_evaluated(finished: Project) -> None:
     tokens = {"vq": 64, "fvq": 64, "rq": 128, "var": 1 + 9 + 64}
     for row, count in tokens.items():
-        figures = json.loads((finished.path / STUDY / "evaluate_tokenizer" / row / "metrics.json").read_text())
+        figures = read_record(finished.path / STUDY / "evaluate_tokenizer" / row / "metrics.json").values
         images = int(figures["protocol_images"])
         assert images == 12
         assert figures["usage_tokens"] == images * count
-        assert figures["protocol_reference"] == "originals validation, centre crop adm to 32"
+        assert (figures["samples"], figures["protocol"]) == (12, "adm")
+        assert figures["protocol_reference"] == "originals validation"
         check = json.loads((finished.path / STUDY / "freeze_codebook" / row / "check.json").read_text())
         assert (check["changed_tokens"], check["largest_difference"]) == (0, 0.0)
     table = (finished.path / "reports/tables/table_1.md").read_text()
@@ -67,10 +73,11 @@ def test_every_row_is_trained_frozen_and_evaluated(finished: Project) -> None:
 
 def test_further_evaluation_sets_have_their_own_figures(finished: Project) -> None:
     for row in ("fvq", "rq"):
-        figures = json.loads((finished.path / STUDY / "evaluate_elsewhere" / row / "metrics.json").read_text())
-        assert figures["elsewhere_protocol_images"] == "8"
-        assert figures["elsewhere_protocol_reference"] == "elsewhere, centre crop plain to 32"
-        assert figures["elsewhere_psnr_rgb"] > 0
+        folder = finished.path / STUDY / "evaluate_elsewhere" / row / "metrics"
+        assert [path.name for path in folder.iterdir()] == ["elsewhere.json"]
+        record = read_record(folder / "elsewhere.json")
+        assert (record.values["samples"], record.protocol["protocol_reference"]) == (8, "elsewhere")
+        assert record.figures["psnr_rgb"] > 0
     assert not (finished.path / STUDY / "evaluate_elsewhere" / "vq").exists()
 
 

@@ -58,17 +58,48 @@ TOKENIZERS = {
     "fvq": (1024, 0.0071111, 25.04567),
     "fvq_no_annealing": (1024, 0.0079222, 50.49876),
 }
-# generator: fd, score, precision, recall
-GENERATORS = {"vq": (125.123456, 2.5012, 0.311, 0.122), "fvq_l": (61.654321, 3.4567, 0.455, 0.288)}
+# generator: fd, its spread, score, precision, recall
+GENERATORS = {"vq": (125.123456, 2.12, 2.5012, 0.311, 0.122), "fvq_l": (61.654321, 0.871, 3.4567, 0.455, 0.288)}
 
-PROTOCOL = {
+COMMON = {
+    "protocol": "adm",
     "protocol_extractor": "photos",
     "protocol_extractor_sha256": "ab" * 32,
     "protocol_resize": "none",
-    "protocol_reference": "validation crops",
+    "protocol_preparation": "as stored",
+    "protocol_reference": "photos validation",
+    "protocol_reference_sha256": "01" * 32,
     "protocol_reference_images": "4000",
+    "samples_sha256": "23" * 32,
+    "seed": 7,
+    "versions_fvq": "0.1.0",
+    "versions_torch": "2.11.0",
+}
+RECONSTRUCTIONS = {
+    **COMMON,
+    "samples": 4000,
+    "samples_path": "tokenizer.safetensors",
     "protocol_images": "4000",
-    "protocol_seed": "7",
+    "protocol_score": "none",
+    "protocol_neighbours": "none",
+    "protocol_density_neighbours": "none",
+    "protocol_neighbours_on": "none",
+    "protocol_neighbours_reference_images": "none",
+    "protocol_distances": "none",
+    "protocol_seed": "halves 7",
+}
+SAMPLES = {
+    **COMMON,
+    "samples": 2000,
+    "samples_path": "samples.npz",
+    "protocol_images": "2000",
+    "protocol_score": "chunks of 5000 in file order, no bias",
+    "protocol_neighbours": "3",
+    "protocol_density_neighbours": "none",
+    "protocol_neighbours_on": "photos",
+    "protocol_neighbours_reference_images": "4000",
+    "protocol_distances": "exact",
+    "protocol_seed": "halves 7",
 }
 
 # quantization loss in the end, by codebook size
@@ -90,21 +121,37 @@ def tokenizer_metrics(row):
         "psnr_rgb": 10 * np.log10(1 / mse),
         "ssim_g11": 0.7 + mse,
         "rfd_photos": rfd,
-        **PROTOCOL,
+        "rfd_photos_spread": 0.384,
+        "rfd_photos_infinity": rfd - 1.5,
+        **RECONSTRUCTIONS,
         "protocol_lpips_alex": "absent: no alexnet",
     }
 
 
 def generator_metrics(row):
-    fd, score, precision, recall = GENERATORS[row]
+    fd, spread, score, precision, recall = GENERATORS[row]
     return {
         "fd_photos": fd,
+        "fd_photos_spread": spread,
         "is_photos": score,
+        "is_photos_std": 0.0,
         "precision": precision,
         "recall": recall,
-        "samples": 2000,
-        **PROTOCOL,
+        **SAMPLES,
     }
+
+
+def on_inception(results):
+    """Make a study's figures those of the published network."""
+    renamed = {"rfd_photos": "rfid", "fd_photos": "fid", "is_photos": "inception_score"}
+    for path in results.glob("evaluate_*/*/metrics.json"):
+        metrics = json.loads(path.read_text()) | {"protocol_extractor": "inception-2015"}
+        if metrics["protocol_neighbours_on"] == "photos":
+            metrics["protocol_neighbours_on"] = "inception-2015"
+        for old, new in renamed.items():
+            metrics |= {name.replace(old, new): metrics.pop(name) for name in list(metrics) if name.startswith(old)}
+        write_json(path, metrics)
+    return renamed
 
 
 def pictures(count, seed):

@@ -2,14 +2,13 @@
 
 import csv
 import dataclasses
-import json
 import re
 import shutil
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
-from test_study_fabricated import fabricate, parameters, provenance, write_json, write_lines
+from test_study_fabricated import fabricate, on_inception, parameters, provenance, write_lines
 from test_study_render import Page, contents
 
 from fvq.runtime.errors import UserError
@@ -233,14 +232,11 @@ def test_csv_is_in_full_precision(reports):
 
 
 def test_only_inception_features_give_an_fid(broken):
-    renamed = {"rfd_photos": "rfid", "fd_photos": "fid", "is_photos": "is_inception-2015"}
-    for path in broken.glob("evaluate_*/*/metrics.json"):
-        metrics = json.loads(path.read_text()) | {"protocol_extractor": "inception-2015"}
-        write_json(path, {renamed.get(name, name): value for name, value in metrics.items()})
+    renamed = on_inception(broken)
     write_sweep(broken, "vq", [{renamed.get(name, name): value for name, value in row.items()} for row in lines("vq")])
     found = read_study(broken, swept("vq"))
     assert found.sweeps[0].distance.tolist() == [120.5, 140.25]
-    assert "FID ↓" in guidance_headings(found)
+    assert guidance_headings(found)[2:4] == ["FID ↓", "inception_score ↑"]
     assert draw(found).axes[0].get_title(loc="left") == "FID, lower is better"
 
 

@@ -11,8 +11,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from test_study_fabricated import fabricate, parameters, pictures, tokenizer_metrics, write_json
+from test_study_fabricated import (
+    fabricate,
+    generator_metrics,
+    on_inception,
+    parameters,
+    pictures,
+    tokenizer_metrics,
+    write_json,
+)
 
+from fvq.evaluate.record import OF_NEIGHBOURS
 from fvq.runtime.errors import UserError
 from fvq.study import render_study
 from fvq.study.formats import escape_latex, to_markdown
@@ -151,13 +160,14 @@ def markdown_cells(text, containing):
 def test_markdown_puts_measured_beside_paper(reports):
     cells = markdown_cells(table(reports, "table_1.md"), "| FVQ |")
     assert cells[:7] == ["FVQ", "16×16", "16,384", "256", "1.30", "0.13", "100%"]
-    assert cells[7:13] == ["FVQ", "8×8", "1,024", "64", "**25.0**", "—"]
+    assert cells[7:13] == ["FVQ", "8×8", "1,024", "64", "**25.0** (± 0.4; at ∞: 23.5)", "—"]
     assert cells[13] == "**100%** (256,000 tokens, ceiling 100%)"
     assert markdown_cells(table(reports, "table_1.md"), "9.21")[7] == "plain VQ"
     assert markdown_cells(table(reports, "table_5.md"), "linear+Annealing")[4:6] == ["linear", "1,024"]
     assert markdown_cells(table(reports, "table_5.md"), "| plain VQ")[0] == "(not in the paper's table)"
     generator = markdown_cells(table(reports, "table_2.md"), "FVQ-L")
-    assert generator[5:] == ["0.84", "0.56", "LlamaGen on FVQ", "12.3k", "**61.7**", "**3.46**", "**0.46**", "**0.29**"]
+    marked = ["**61.7** (± 0.9)", "**3.46**", "**0.46**", "**0.29**"]
+    assert generator[5:] == ["0.84", "0.56", "LlamaGen on FVQ", "12.3k", *marked]
 
 
 def test_markdown_rows_have_one_width(reports):
@@ -203,17 +213,17 @@ def test_csv_is_tidy_and_in_full_precision(reports):
     assert values["paper", "llamagen_256", "usage"]["value"] == "0.29%"
     assert values["paper", "llamagen_256", "usage"]["beside"] == "vq"
     assert values["measured", "linear", "usage"]["beside"] == ""
+    assert values["measured", "fvq", "samples"]["value"] == "4000"
+    assert values["measured", "fvq", "rfd_photos_spread"]["value"] == "0.384"
+    assert float(values["measured", "fvq", "rfd_photos_infinity"]["value"]) == pytest.approx(23.54567)
 
 
 def test_only_inception_features_give_an_fid(results):
-    renamed = {"rfd_photos": "rfid", "fd_photos": "fid", "is_photos": "is_inception-2015"}
-    for path in results.glob("evaluate_*/*/metrics.json"):
-        metrics = json.loads(path.read_text()) | {"protocol_extractor": "inception-2015"}
-        write_json(path, {renamed.get(name, name): value for name, value in metrics.items()})
+    on_inception(results)
     study = read_study(results, parameters())
     reconstruction, generation, _ = (to_markdown(table) for table in build_tables(study))
     assert "measured: rFID ↓" in reconstruction
-    assert "measured: FID ↓" in generation
+    assert r"measured: FID ↓ | measured: inception\_score ↑" in generation
     assert "photos 32×32, FID on Inception" in reconstruction
     assert headline_figures(study)["fvq.rfid"] == 25.04567
 
@@ -225,6 +235,119 @@ def test_lpips_stands_in_the_table_where_it_was_measured(results):
         write_json(results / "evaluate_tokenizer" / row / "metrics.json", metrics)
     text = to_markdown(build_tables(read_study(results, parameters()))[0])
     assert markdown_cells(text, "9.21")[12] == "**0.200**"
+
+
+# --- digits and protocols --------------------------------------------------------------------------------------------
+
+
+def change_all(results, stage, changes, gone=()):
+    """Change the figures of every row of a stage and take some away."""
+    for path in (results / stage).glob("*/metrics.json"):
+        kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in gone}
+        write_json(path, kept | changes)
+
+
+def test_no_figure_has_more_digits_than_its_spread_supports(results, tmp_path):
+    change_all(results, "evaluate_tokenizer", {"rfd_photos_spread": 3.2, "rfd_photos_infinity": -1.234})
+    change_all(results, "evaluate_generator", {"fd_photos_spread": 12.0})
+    reports = tmp_path / "reports"
+    render_study(results, reports, parameters())
+    cells = markdown_cells(table(reports, "table_5.md"), "| FVQ |")
+    assert "**25** (± 3; at ∞: −1)" in cells
+    assert "**60** (± 10)" in markdown_cells(table(reports, "table_2.md"), "FVQ-L")
+    html = (reports / "index.html").read_text(encoding="utf-8")
+    text = " ".join(" ".join(Page(html).text).split())
+    assert "FVQ against MLP-5: −49%" in text and "LlamaGen on FVQ: rfd_photos 25, fd_photos 60;" in text
+    assert not re.search(r"\b(25\.0|61\.7|48\.8|125)\b", text)
+
+
+def test_three_digits_where_no_spread_was_measured(results, tmp_path):
+    change_all(results, "evaluate_tokenizer", {}, gone=("rfd_photos_spread", "rfd_photos_infinity"))
+    change_all(results, "evaluate_generator", {}, gone=("fd_photos_spread",))
+    reports = tmp_path / "reports"
+    render_study(results, reports, parameters())
+    assert "**25.0**" in markdown_cells(table(reports, "table_5.md"), "| FVQ |")
+    assert "**61.7**" in markdown_cells(table(reports, "table_2.md"), "FVQ-L")
+    text = " ".join(Page((reports / "index.html").read_text(encoding="utf-8")).text)
+    assert "± after" not in text and "at ∞" not in text
+
+
+def test_the_number_of_images_stands_with_every_distance(reports):
+    for name in ("table_1", "table_5"):
+        for kind in ("md", "tex"):
+            text = table(reports, f"{name}.{kind}").replace("\\", "")
+            assert "rfd_photos compares the reconstructions of 4,000 images with the originals." in text
+            assert "from random halves of them" in text
+    assert "Measured on 2,000 samples a row against 4,000 reference images." in table(reports, "table_2.md")
+    text = " ".join(" ".join(Page((reports / "index.html").read_text(encoding="utf-8")).text).split())
+    assert "rfd_photos stands on 4,000 images, fd_photos on 2,000 samples a row against 4,000 reference images." in text
+    assert "Over the 4,000 validation images." in text
+
+
+def test_the_protocol_is_told_in_words(reports):
+    html = (reports / "index.html").read_text(encoding="utf-8")
+    fields = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", html)
+    assert ("preparation of the images", "as stored") in fields
+    assert fields.count(("reference images", "4,000")) == 2
+    assert ("groups of the score", "chunks of 5000 in file order, no bias") in fields
+    assert ("LPIPS on AlexNet", "absent: no alexnet") in fields
+    assert ("resizing for it", "none") in fields
+    assert ("SHA-256 of the reference", "01" * 32) in fields
+    # What the tokenizers' evaluation has no figures of.
+    assert "none" not in [value for name, value in fields if name != "resizing for it"]
+    assert "LPIPS is not measured here: no alexnet." in table(reports, "table_1.md")
+
+
+def test_precision_on_vgg16_has_its_own_name(results, tmp_path):
+    changes = {"protocol": "torch-fidelity", "protocol_neighbours_on": "vgg16", "protocol_neighbours_sha256": "9" * 64}
+    shares = {"precision_vgg16": 0.61, "recall_vgg16": 0.32}
+    change_all(results, "evaluate_generator", changes | shares, gone=("precision", "recall"))
+    render_study(results, tmp_path / "reports", parameters())
+    cells = markdown_cells(table(tmp_path / "reports", "table_2.md"), "FVQ-L")
+    assert cells[-2:] == ["0.61", "0.32"]
+    assert json.loads((tmp_path / "reports" / "metrics.json").read_text())["fvq_l.recall_vgg16"] == 0.32
+    html = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    assert "<dt>network of neighbours</dt><dd>vgg16</dd>" in html
+    assert "Precision and recall on the features of vgg16." in html
+
+
+def test_a_reference_of_stored_statistics_may_not_say_its_number(results):
+    change_all(results, "evaluate_generator", {"protocol_reference_images": "not known"})
+    text = to_markdown(build_tables(read_study(results, parameters()))[1])
+    assert "Measured on 2,000 samples a row against stored statistics of the reference." in text
+
+
+def test_figures_of_stored_jpegs_have_their_own_name(results):
+    renamed = {f"rfd_photos_jpeg75{end}": 25.0 for end in ("", "_spread", "_infinity")}
+    gone = ("rfd_photos", "rfd_photos_spread", "rfd_photos_infinity")
+    change_all(results, "evaluate_tokenizer", {**renamed, "protocol": "fvq-released"}, gone)
+    assert "measured: rfd_photos_jpeg75 ↓" in to_markdown(build_tables(read_study(results, parameters()))[0]).replace(
+        "\\", ""
+    )
+    on_inception(results)
+    study = read_study(results, parameters())
+    assert "measured: rFID of JPEGs ↓" in to_markdown(build_tables(study)[0])
+    assert headline_figures(study)["fvq.rfid_jpeg75"] == 25.0
+
+
+def test_float16_distances_have_their_own_names(results):
+    changes = {"protocol_distances": "float16", "precision_float16": 0.61, "recall_float16": 0.32}
+    change_all(results, "evaluate_generator", changes, gone=("precision", "recall"))
+    study = read_study(results, parameters())
+    text = to_markdown(build_tables(study)[1])
+    assert markdown_cells(text, "FVQ-L")[-2:] == ["0.61", "0.32"]
+    assert "float16 distances" in text
+    assert headline_figures(study)["fvq_l.recall_float16"] == 0.32
+
+
+def test_what_a_protocol_leaves_out_is_a_dash(results, tmp_path):
+    left_out = dict.fromkeys(("protocol_score", *OF_NEIGHBOURS), "none")
+    gone = ("precision", "recall", "is_photos", "is_photos_std")
+    change_all(results, "evaluate_generator", {**left_out, "protocol": "pytorch-fid"}, gone)
+    render_study(results, tmp_path / "reports", parameters())
+    cells = markdown_cells(table(tmp_path / "reports", "table_2.md"), "FVQ-L")
+    assert cells[-4:] == ["**61.7** (± 0.9)", "—", "—", "—"]
+    assert "fvq_l.precision" not in json.loads((tmp_path / "reports" / "metrics.json").read_text())
 
 
 # --- for dvc ---------------------------------------------------------------------------------------------------------
@@ -349,9 +472,11 @@ def test_broken_header_of_generator_weights(results, tmp_path):
     ("change", "match"),
     [
         ({"psnr_rgb": None}, "psnr_rgb must be a finite number, not None"),
+        ({"psnr": 21.5}, "psnr is no known figure, and no field of an evaluation"),
+        ({"protocol": "pytorch-fid"}, "protocol is 'pytorch-fid', and 'adm' in .*different protocols do not mix"),
         ({"mse": "0.007"}, "mse must be a finite number"),
         ({"usage": True}, "usage must be a finite number"),
-        ({"usage": 1.5}, "usage must lie in 0 to 1"),
+        ({"usage": 1.5}, r"usage must be a finite number of 0 to 1, not 1\.5"),
         ({"codebook_size": 4096}, r"codebook_size is 4096, and 1024 in rows\.fvq"),
         (
             {"protocol_extractor_sha256": "cd" * 32},
@@ -359,7 +484,7 @@ def test_broken_header_of_generator_weights(results, tmp_path):
         ),
         ({"protocol_images": "100"}, "protocol_images is '100', and '4000'"),
         ({"protocol_new": "x"}, "protocol_new is 'x', and None"),
-        ({"protocol_extractor": 3}, "lacks protocol_extractor"),
+        ({"protocol_extractor": 3}, "protocol_extractor must be a text, not 3"),
     ],
 )
 def test_dirty_figures_are_named(results, tmp_path, change, match):
@@ -368,18 +493,27 @@ def test_dirty_figures_are_named(results, tmp_path, change, match):
     refused(results, tmp_path / "reports", f"fvq/metrics.json.*{match}|fvq/metrics.json: {match}")
 
 
-@pytest.mark.parametrize("name", ["usage", "ssim_g11", "rfd_photos", "usage_ceiling", "protocol_extractor"])
+@pytest.mark.parametrize("name", ["usage", "ssim_g11", "rfd_photos", "usage_ceiling", "samples", "protocol_extractor"])
 def test_missing_figures_are_named(results, tmp_path, name):
     metrics = tokenizer_metrics("fvq")
     del metrics[name]
     write_json(results / "evaluate_tokenizer" / "fvq" / "metrics.json", metrics)
-    refused(results, tmp_path / "reports", rf"fvq/metrics\.json: lacks {name}")
+    refused(results, tmp_path / "reports", rf"fvq/metrics\.json: (holds no complete evaluation: )?lacks {name}$")
+
+
+def test_missing_figures_of_a_generator_are_named(results, tmp_path):
+    for name in ("recall", "is_photos", "fd_photos"):
+        metrics = generator_metrics("fvq_l")
+        del metrics[name]
+        write_json(results / "evaluate_generator" / "fvq_l" / "metrics.json", metrics)
+        with pytest.raises(UserError, match=rf"fvq_l/metrics\.json: lacks {name}$"):
+            read_study(results, parameters())
 
 
 def test_not_a_number_in_json(results, tmp_path):
     path = results / "evaluate_tokenizer" / "fvq" / "metrics.json"
     path.write_text(path.read_text().replace('"usage": 1.0', '"usage": NaN'))
-    refused(results, tmp_path / "reports", r"fvq/metrics\.json: usage must be a finite number, not nan")
+    refused(results, tmp_path / "reports", r"fvq/metrics\.json: usage must be a finite number of 0 to 1, not nan")
 
 
 def test_generators_and_tokenizers_share_the_extractor(results, tmp_path):

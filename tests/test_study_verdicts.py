@@ -89,6 +89,22 @@ def test_a_difference_that_another_seed_could_make_decides_nothing(verdicts):
     assert clear[LOWEST_MSE].verdict == "holds"
 
 
+def test_a_difference_that_other_images_could_make_decides_nothing(verdicts):
+    # MLP-5 has 48.77 and FVQ 25.05: 2 √(11² + 5²) is 24.2, and 2 √(10² + 5²) is 22.4.
+    changes = {("evaluate_tokenizer", "fvq"): {"rfd_photos_spread": 5.0}}
+    close = verdicts(changes | {("evaluate_tokenizer", "mlp5"): {"rfd_photos_spread": 11.0}})
+    assert close[LOWEST_RFD].verdict == "too close to call"
+    assert "2 √(a² + b²) of the spreads" in close[LOWEST_RFD].rule
+    assert "√" not in close[LOWEST_MSE].rule
+    clear = verdicts(changes | {("evaluate_tokenizer", "mlp5"): {"rfd_photos_spread": 10.0}})
+    assert clear[LOWEST_RFD].verdict == "holds"
+
+
+def test_samples_that_other_draws_could_bring_closer_decide_nothing(verdicts):
+    claims = verdicts({("evaluate_generator", "vq"): {"fd_photos_spread": 32.0}})
+    assert claims[GENERATORS].verdict == "too close to call"
+
+
 def test_annealing_does_not_help(verdicts):
     claims = verdicts(tokenizer("fvq_no_annealing", rfd_photos=12.0))
     assert (claims[ANNEALING_MSE].verdict, claims[ANNEALING_RFD].verdict) == ("holds", "does not hold")

@@ -11,7 +11,7 @@ from test_tokenizer_model import config
 
 from fvq.data.image_table import ImageTable, to_model_range, write_image_table
 from fvq.data.records import ImageRecord
-from fvq.evaluate.pretrained import VGG16_FILE
+from fvq.evaluate.networks.pretrained import VGG16_FILE
 from fvq.runtime.errors import UserError
 from fvq.runtime.schedule import Schedule
 from fvq.tokenizer import step, training

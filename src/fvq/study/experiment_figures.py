@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fvq.runtime.text import count, percent, significant
 from fvq.study.experiments import CodeMap, SizeCurve, Trajectory
 from fvq.study.palette import row_colours, row_lines
 from fvq.study.results import Study
 from fvq.study.style import GREY, INK, RULE, legend, legend_columns, logarithmic, step_axis
-from fvq.study.text import count, percent, significant
 
 _COLUMNS = 3
 # Where along a path its direction is shown.

@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from fvq.runtime.text import count, expected, uniform_ceiling
 from fvq.study.archives import Images
 from fvq.study.experiment_figures import code_map_figure, sizes_figure, stability_figure, trajectory_figure
 from fvq.study.guidance_figure import guidance_figure
 from fvq.study.palette import row_colours, row_lines
 from fvq.study.results import GeneratorRow, Study
 from fvq.study.style import INK, STYLE, legend, legend_columns, logarithmic, step_axis
-from fvq.study.text import count, expected, uniform_ceiling
 
 
 def usage_figure(study: Study) -> Figure:

@@ -23,6 +23,9 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "×": r"$\times$",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "∞": r"$\infty$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     "—": "---",
@@ -132,8 +135,8 @@ def to_csv(table: Table) -> str:
     measured_figures = [column.figure for column in table.columns if column.figure]
     if "usage" in measured_figures:
         measured_figures += ["usage_codes", "usage_tokens", "usage_ceiling", "codebook_size"]
-    if table.name == "table_2":
-        measured_figures.append("samples")
+    measured_figures += [f"{name}_{ending}" for name in measured_figures for ending in ("spread", "infinity")]
+    measured_figures.append("samples")
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["table", "source", "data", "row", "beside", "figure", "value"])

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fvq.runtime.errors import UserError
+from fvq.runtime.text import count, significant
 from fvq.study.columns import read_columns
-from fvq.study.text import count, significant
 
 _SHARES = ("precision", "recall")
 

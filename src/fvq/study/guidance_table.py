@@ -4,11 +4,11 @@ import csv
 import io
 from typing import NamedTuple
 
+from fvq.runtime.text import significant
 from fvq.study.formats import escape_latex, escape_markdown, latex_cell, markdown_cell, markdown_line
 from fvq.study.guidance import images_in_words
 from fvq.study.results import Study
 from fvq.study.tables import Cell, measured_label
-from fvq.study.text import significant
 
 TITLE = "Figures against the scale of guidance"
 _MARKS = "Bold: the smallest distance and the highest score of a row."

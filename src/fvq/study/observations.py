@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from fvq.runtime.text import count, expected, percent, significant, uniform_ceiling
 from fvq.study.experiments import SizeCurve, Trajectory
 from fvq.study.history import Stability, Window
 from fvq.study.results import Study, TokenizerRow
-from fvq.study.text import count, expected, percent, significant, uniform_ceiling
 from fvq.study.verdicts import comparable
 
 

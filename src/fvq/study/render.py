@@ -68,7 +68,8 @@ def headline_figures(study: Study) -> dict[str, float]:
     return figures | {
         f"{row.name}.{name}": row.figures[name]
         for row in study.generators
-        for name in (study.fd, "precision", "recall")
+        for name in (study.fd, study.precision, study.recall)
+        if name in row.figures
     }
 
 

@@ -11,6 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from fvq.evaluate.record import NONE
+from fvq.runtime.text import count, duration, expected, grouped, model_size, percent, significant
 from fvq.study import observations
 from fvq.study.archives import Images
 from fvq.study.figures import strip
@@ -22,8 +24,17 @@ from fvq.study.paper import TITLE
 from fvq.study.results import Study
 from fvq.study.runs import StageRun
 from fvq.study.style import INK, RULE
-from fvq.study.tables import PAPER_LABEL, build_tables, measured_label, samples_in_words, usage_cell
-from fvq.study.text import count, duration, expected, model_size, percent, significant
+from fvq.study.tables import (
+    PAPER_LABEL,
+    build_tables,
+    distance_cell,
+    distance_notes,
+    figure_text,
+    images_in_words,
+    measured_label,
+    samples_in_words,
+    usage_cell,
+)
 from fvq.study.verdicts import Claim, judge
 
 
@@ -49,6 +60,10 @@ def render_report(study: Study, figures: Mapping[str, str], links: Sequence[str]
         colours=(colours := row_colours(study.rows)),
         generator_colours={row.name: colours[row.tokenizer] for row in study.generators},
         usage_cell=usage_cell,
+        distance_cell=distance_cell,
+        distance_notes=distance_notes([row.figures for row in study.rows], study.rfd),
+        figure_text=figure_text,
+        images_in_words=images_in_words(study.rows),
         claims=claims,
         tables=build_tables(study),
         side_by_side=side_by_side,
@@ -58,7 +73,8 @@ def render_report(study: Study, figures: Mapping[str, str], links: Sequence[str]
         usage_samples=usage_samples(study),
         outcome=outcome_in_words(claims),
         strip=strip_uri,
-        samples_in_words=samples_in_words(study),
+        samples_in_words=samples_in_words(study) if study.generators else "",
+        protocol_lines=protocol_lines,
         guidance_headings=guidance_headings(study),
         guidance_lines=guidance_lines(study),
         guidance_notes=guidance_notes(study),
@@ -94,6 +110,43 @@ def outcome_in_words(claims: Sequence[Claim]) -> str:
         *([f"{verdicts['not measured here']} cannot be told here"] if verdicts["not measured here"] else []),
     ]
     return f"Of {len(claims)} claims, {', '.join(parts)}."
+
+
+_PROTOCOL_FIELDS = {
+    "protocol": "protocol",
+    "protocol_extractor": "extractor",
+    "protocol_extractor_sha256": "SHA-256 of its weights",
+    "protocol_resize": "resizing for it",
+    "protocol_preparation": "preparation of the images",
+    "protocol_images": "images",
+    "protocol_reference": "reference",
+    "protocol_reference_images": "reference images",
+    "protocol_reference_sha256": "SHA-256 of the reference",
+    "protocol_score": "groups of the score",
+    "protocol_neighbours": "neighbours k",
+    "protocol_density_neighbours": "neighbours k of density and coverage",
+    "protocol_neighbours_on": "network of neighbours",
+    "protocol_neighbours_sha256": "SHA-256 of its weights",
+    "protocol_neighbours_reference_images": "reference images of neighbours",
+    "protocol_distances": "distances of neighbours",
+    "protocol_seed": "seeds of what it draws",
+    "protocol_lpips_alex": "LPIPS on AlexNet",
+    "protocol_lpips_vgg": "LPIPS on VGG16",
+}
+
+
+def protocol_lines(protocol: Mapping[str, str]) -> list[tuple[str, str]]:
+    """A protocol's fields as people call them, with their values; without those of figures that were not asked for."""
+    fields = [*(field for field in _PROTOCOL_FIELDS if field in protocol), *sorted(protocol.keys() - _PROTOCOL_FIELDS)]
+    return [
+        (_PROTOCOL_FIELDS.get(field, field.removeprefix("protocol_").replace("_", " ")), _value(field, protocol[field]))
+        for field in fields
+        if protocol[field] != NONE or field == "protocol_resize"
+    ]
+
+
+def _value(field: str, value: str) -> str:
+    return grouped(value) if field.endswith("images") else value
 
 
 def strip_uri(images: Images) -> str:

@@ -12,14 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from fvq.evaluate.figure_names import INCEPTION_2015, distance_name, reconstruction_distance_name, score_name
+from fvq.evaluate.record import Record, read_record
 from fvq.runtime.errors import UserError
-from fvq.runtime.files import read_json
+from fvq.runtime.text import count
 from fvq.study.archives import Images, image_shape, read_images, read_labels
 from fvq.study.experiments import CodeMap, SizeCurve, Trajectory, read_code_maps, read_sizes, read_trajectories
 from fvq.study.guidance import Sweep, read_sweep
 from fvq.study.history import History, read_history
+from fvq.study.names import neighbour_shares, sample_figures
 from fvq.study.runs import StageRun, read_runs
-from fvq.study.text import count
 from fvq.study.token_tables import TokenTableSize, read_token_tables
 
 RECONSTRUCTIONS_SHOWN = 10
@@ -36,9 +38,8 @@ _TOKENIZER_FIGURES = (
     "mse",
     "psnr_rgb",
     "ssim_g11",
+    "samples",
 )
-_GENERATOR_FIGURES = ("precision", "recall", "samples")
-_SHARES = ("usage", "usage_ceiling", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -106,22 +107,32 @@ class Study:
     @property
     def inception(self) -> bool:
         """Whether the figures stand on the Inception features of 2015, the only ones that give an FID."""
-        return self.extractor == "inception-2015"
+        return self.extractor == INCEPTION_2015
 
     @property
     def rfd(self) -> str:
         """The key of the Fréchet distance of reconstructions."""
-        return "rfid" if self.inception else f"rfd_{self.extractor}"
+        return reconstruction_distance_name(self.extractor, self.tokenizer_protocol["protocol"])
 
     @property
     def fd(self) -> str:
         """The key of the Fréchet distance of samples."""
-        return "fid" if self.inception else f"fd_{self.extractor}"
+        return distance_name(self.extractor)
 
     @property
     def score(self) -> str:
         """The key of the figure in the form of the Inception Score."""
-        return f"is_{self.extractor}"
+        return score_name(self.extractor)
+
+    @property
+    def precision(self) -> str:
+        """The key of the samples' precision."""
+        return neighbour_shares(self.generator_protocol)[0]
+
+    @property
+    def recall(self) -> str:
+        """The key of the samples' recall."""
+        return neighbour_shares(self.generator_protocol)[1]
 
 
 def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
@@ -150,20 +161,22 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
             raise UserError(f"swept_generators: there is no generator {name} in this study")
     cached = list(dict.fromkeys(settings["tokenizer"] for settings in generators.values()))
 
-    tokenizer_files = {name: results / "evaluate_tokenizer" / name / "metrics.json" for name in rows}
-    generator_files = {name: results / "evaluate_generator" / name / "metrics.json" for name in generators}
-    metrics = {path: _read_metrics(path) for path in (*tokenizer_files.values(), *generator_files.values())}
-    tokenizer_protocol = _common_protocol(metrics, tokenizer_files.values())
-    generator_protocol = _common_protocol(metrics, generator_files.values())
-    _check_same_extractor(metrics)
+    evaluated = {name: read_record(results / "evaluate_tokenizer" / name / "metrics.json") for name in rows}
+    sampled = {name: read_record(results / "evaluate_generator" / name / "metrics.json") for name in generators}
+    tokenizer_protocol = _common_protocol(list(evaluated.values()))
+    generator_protocol = _common_protocol(list(sampled.values()))
+    _check_same_extractor([*evaluated.values(), *sampled.values()])
     extractor = tokenizer_protocol["protocol_extractor"]
-    inception = extractor == "inception-2015"
-    names = (*_TOKENIZER_FIGURES, "rfid" if inception else f"rfd_{extractor}")
-    distance, score = "fid" if inception else f"fd_{extractor}", f"is_{extractor}"
-    generator_names = (*_GENERATOR_FIGURES, distance, score)
+    rfd, fd = reconstruction_distance_name(extractor, tokenizer_protocol["protocol"]), distance_name(extractor)
+    generator_figures = sample_figures(generator_protocol) if generators else []
 
     tokenizer_rows = tuple(
-        _read_tokenizer_row(results, name, settings, _figures(tokenizer_files[name], metrics, names, ("lpips_alex",)))
+        _read_tokenizer_row(
+            results,
+            name,
+            settings,
+            _figures(evaluated[name], (*_TOKENIZER_FIGURES, rfd), ("lpips_alex", *_uncertainty(rfd))),
+        )
         for name, settings in rows.items()
     )
     _check_same_images(results, tokenizer_rows)
@@ -181,7 +194,7 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
                 results,
                 name,
                 settings,
-                _figures(generator_files[name], metrics, generator_names),
+                _figures(sampled[name], generator_figures, _uncertainty(fd)),
                 len(classes),
             )
             for name, settings in generators.items()
@@ -193,7 +206,9 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
         code_maps=read_code_maps(results / "map_codes", rows),
         sizes=read_sizes(results / "small_experiments" / "sizes.csv"),
         sweeps=tuple(
-            read_sweep(results / "sweep_guidance" / name / "guidance.csv", name, distance=distance, score=score)
+            read_sweep(
+                results / "sweep_guidance" / name / "guidance.csv", name, distance=fd, score=score_name(extractor)
+            )
             for name in swept
         ),
         token_tables=read_token_tables(results / "cache_tokens", cached),
@@ -209,60 +224,40 @@ def spread(count: int, shown: int) -> list[int]:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must hold one object of figures, not {type(data).__name__}")
-    return data
+def _uncertainty(distance: str) -> tuple[str, str]:
+    """What an evaluation says of a distance's chance, where it was asked to."""
+    return f"{distance}_spread", f"{distance}_infinity"
 
 
-def _figures(
-    path: Path, metrics: Mapping[Path, Mapping[str, Any]], names: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, float]:
-    """The named figures of one file, all finite numbers; shares within 0 and 1."""
-    data = metrics[path]
+def _figures(record: Record, names: Sequence[str], optional: Sequence[str]) -> dict[str, float]:
+    """The named figures of one evaluation."""
     for name in names:
-        if name not in data:
-            raise UserError(f"{path}: lacks {name}")
-    figures = {name: data[name] for name in (*names, *optional) if name in data}
-    for name, value in figures.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{path}: {name} must be a finite number, not {value!r}")
-        if name in _SHARES and not 0 <= value <= 1:
-            raise UserError(f"{path}: {name} must lie in 0 to 1, not {value!r}")
-    return figures
+        if name not in record.values:
+            raise UserError(f"{record.name}: lacks {name}")
+    found = ((name, record.values.get(name)) for name in (*names, *optional))
+    return {name: value for name, value in found if isinstance(value, int | float)}
 
 
-def _common_protocol(metrics: Mapping[Path, Mapping[str, Any]], paths: Iterable[Path]) -> dict[str, str]:
-    """The protocol that all files share; figures of different protocols must not stand in one table."""
-    common: dict[str, str] | None = None
-    first = Path()
-    for path in paths:
-        protocol = {key: value for key, value in metrics[path].items() if key.startswith("protocol_")}
-        for key in ("protocol_extractor", "protocol_extractor_sha256"):
-            if not isinstance(protocol.get(key), str):
-                raise UserError(f"{path}: lacks {key}")
-        if common is None:
-            common, first = protocol, path
-        for key in sorted(common.keys() | protocol.keys()):
-            if common.get(key) != protocol.get(key):
-                raise UserError(
-                    f"{path}: {key} is {protocol.get(key)!r}, and {common.get(key)!r} in {first}; "
-                    "figures of different protocols do not mix, evaluate the row again"
-                )
-    return common or {}
+def _common_protocol(records: Sequence[Record]) -> dict[str, str]:
+    """The protocol that all evaluations share; figures of different protocols must not stand in one table."""
+    for record in records[1:]:
+        _check_same(record, records[0], sorted(records[0].protocol.keys() | record.protocol.keys()))
+    return records[0].protocol if records else {}
 
 
-def _check_same_extractor(metrics: Mapping[Path, Mapping[str, Any]]) -> None:
+def _check_same_extractor(records: Sequence[Record]) -> None:
     """Tokenizers and generators are measured with one extractor."""
-    first, *others = metrics
-    for path in others:
-        for key in ("protocol_extractor", "protocol_extractor_sha256"):
-            if metrics[path][key] != metrics[first][key]:
-                raise UserError(
-                    f"{path}: {key} is {metrics[path][key]!r}, and {metrics[first][key]!r} in {first}; "
-                    "figures of different protocols do not mix, evaluate the row again"
-                )
+    for record in records[1:]:
+        _check_same(record, records[0], ("protocol_extractor", "protocol_extractor_sha256"))
+
+
+def _check_same(record: Record, first: Record, fields: Iterable[str]) -> None:
+    for field in fields:
+        if record.protocol.get(field) != first.protocol.get(field):
+            raise UserError(
+                f"{record.name}: {field} is {record.protocol.get(field)!r}, and {first.protocol.get(field)!r} in "
+                f"{first.name}; figures of different protocols do not mix, evaluate the row again"
+            )
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fvq.study.text import count
+from fvq.runtime.text import count
 
 # The page replaces these two, so that text and grid follow its light and dark colours.
 INK = "#1d1d21"

@@ -1,12 +1,13 @@
 """Tables 1, 2 and 5 with the paper's columns on the left and the measured ones on the right: content, no markup."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from fvq.evaluate.record import NONE
+from fvq.runtime.text import count, expected, model_size, percent, significant, supported
 from fvq.study.paper import PaperRow, PaperTable, corresponding_rows, paper_tables
 from fvq.study.results import GeneratorRow, Study, TokenizerRow
-from fvq.study.text import count, expected, model_size, percent, significant
 
 PAPER_LABEL = "paper: ImageNet 256×256, FID on Inception"
 ABSENT = "—"
@@ -75,6 +76,33 @@ def usage_cell(row: TokenizerRow) -> Cell:
     return Cell(percent(figures["usage"]), f"{tokens} tokens, ceiling {ceiling}")
 
 
+def figure_text(figures: Mapping[str, float], name: str) -> str:
+    """A figure with three significant digits, or those that its spread supports where that was measured."""
+    return supported(figures[name], figures.get(f"{name}_spread")).replace("-", "−")
+
+
+def distance_cell(figures: Mapping[str, float], name: str) -> Cell:
+    """A Fréchet distance with its spread over halves of the images and its extrapolation, where they were measured."""
+    spread, infinity = figures.get(f"{name}_spread"), figures.get(f"{name}_infinity")
+    details = [] if spread is None else [f"± {significant(spread, 1)}"]
+    if infinity is not None:
+        details.append(f"at ∞: {supported(infinity, spread)}".replace("-", "−"))
+    return Cell(figure_text(figures, name), "; ".join(details))
+
+
+def distance_notes(figures: Sequence[Mapping[str, float]], name: str) -> list[str]:
+    """What stands beside a Fréchet distance in its cells."""
+    notes = []
+    if any(f"{name}_spread" in each for each in figures):
+        notes.append(
+            f"± after {name}: its standard deviation by the choice of images, from random halves of them. No more "
+            "digits are shown than it supports."
+        )
+    if any(f"{name}_infinity" in each for each in figures):
+        notes.append(f"At ∞: {name} extrapolated to infinitely many images (Chong and Forsyth 2020).")
+    return notes
+
+
 def token_grid(row: TokenizerRow) -> str:
     """The tokens of an image: 8×8, 8×8×4 with several a place, or the sides of the grids of several scales."""
     ratio, options = int(row.settings["ratio"]), row.settings.get("options", {})
@@ -93,7 +121,7 @@ def _reconstruction(study: Study) -> Table:
         Column("Tokens"),
         Column("Codebook Size"),
         Column("Vector Channel"),
-        Column(_distance_heading(study, "r"), "lower", study.rfd),
+        Column(_reconstruction_heading(study), "lower", study.rfd),
         Column("LPIPS ↓", "lower", "lpips_alex"),
         Column("Codebook Usage ↑", "higher", "usage"),
     )
@@ -105,7 +133,7 @@ def _reconstruction(study: Study) -> Table:
             Cell(token_grid(row)),
             Cell(count(row.settings["codebook_size"])),
             Cell(count(row.settings["code_dim"])),
-            Cell(significant(row.figures[study.rfd])),
+            distance_cell(row.figures, study.rfd),
             Cell(ABSENT if lpips is None else significant(lpips)),
             usage_cell(row),
         ]
@@ -119,10 +147,10 @@ def _generation(study: Study) -> Table:
     columns = (
         Column("Row"),
         Column("#Para"),
-        Column(_distance_heading(study, ""), "lower", study.fd),
+        Column(f"{'FID' if study.inception else study.fd} ↓", "lower", study.fd),
         Column(f"{study.score} ↑", "higher", study.score),
-        Column("Pre ↑", "higher", "precision"),
-        Column("Rec ↑", "higher", "recall"),
+        Column("Pre ↑", "higher", study.precision),
+        Column("Rec ↑", "higher", study.recall),
     )
     tokenizers = {row.name: row for row in study.rows}
 
@@ -130,10 +158,12 @@ def _generation(study: Study) -> Table:
         return [
             Cell(row.label),
             Cell(ABSENT if row.parameters is None else model_size(row.parameters)),
-            Cell(significant(row.figures[study.fd])),
-            Cell(significant(row.figures[study.score])),
-            Cell(f"{row.figures['precision']:.2f}"),
-            Cell(f"{row.figures['recall']:.2f}"),
+            distance_cell(row.figures, study.fd),
+            Cell(significant(row.figures[study.score]) if study.score in row.figures else ABSENT),
+            *(
+                Cell(f"{row.figures[name]:.2f}" if name in row.figures else ABSENT)
+                for name in (study.precision, study.recall)
+            ),
         ]
 
     def settings(row: GeneratorRow) -> dict[str, Any]:
@@ -144,8 +174,7 @@ def _generation(study: Study) -> Table:
             "parameters": row.parameters,
         }
 
-    notes = [f"Measured on {samples_in_words(study)}."] if study.generators else ["This study has no generator."]
-    return _table(study, "table_2", "Generation", columns, study.generators, settings, cells, notes)
+    return _table(study, "table_2", "Generation", columns, study.generators, settings, cells, _generation_notes(study))
 
 
 def _usage(study: Study) -> Table:
@@ -153,7 +182,7 @@ def _usage(study: Study) -> Table:
         Column("Row"),
         Column("Codebook Size"),
         Column("usage ↑", "higher", "usage"),
-        Column(_distance_heading(study, "r"), "lower", study.rfd),
+        Column(_reconstruction_heading(study), "lower", study.rfd),
         Column("PSNR ↑ (dB)", "higher", "psnr_rgb"),
     )
 
@@ -162,35 +191,68 @@ def _usage(study: Study) -> Table:
             Cell(row.label),
             Cell(count(row.settings["codebook_size"])),
             usage_cell(row),
-            Cell(significant(row.figures[study.rfd])),
+            distance_cell(row.figures, study.rfd),
             Cell(f"{row.figures['psnr_rgb']:.2f}"),
         ]
 
-    return _table(study, "table_5", "Codebook usage and annealing", columns, study.rows, _settings, cells, [])
+    return _table(
+        study,
+        "table_5",
+        "Codebook usage and annealing",
+        columns,
+        study.rows,
+        _settings,
+        cells,
+        reconstruction_distance_notes(study),
+    )
+
+
+def images_in_words(rows: Sequence[TokenizerRow] | Sequence[GeneratorRow]) -> str:
+    """How many images the rows' figures stand on."""
+    return " or ".join(count(number) for number in sorted({int(row.figures["samples"]) for row in rows}))
 
 
 def samples_in_words(study: Study) -> str:
-    """How many samples the generators' figures stand on."""
-    numbers = sorted({int(row.figures["samples"]) for row in study.generators})
-    return " and ".join(count(number) for number in numbers) + " samples a row"
+    """How many samples the generators' figures stand on, and how many reference images."""
+    known = study.generator_protocol["protocol_reference_images"]
+    reference = f"{count(int(known))} reference images" if known.isdecimal() else "stored statistics of the reference"
+    return f"{images_in_words(study.generators)} samples a row against {reference}"
+
+
+def reconstruction_distance_notes(study: Study) -> list[str]:
+    """How many images the Fréchet distance of reconstructions stands on, and what is said of its chance."""
+    images = f"{study.rfd} compares the reconstructions of {images_in_words(study.rows)} images with the originals."
+    return [images, *distance_notes([row.figures for row in study.rows], study.rfd)]
 
 
 def _settings(row: TokenizerRow) -> dict[str, Any]:
     return row.settings | {"annealing": row.annealed}
 
 
-def _distance_heading(study: Study, prefix: str) -> str:
-    return f"{prefix}FID ↓" if study.inception else f"{prefix}fd_{study.extractor} ↓"
+def _reconstruction_heading(study: Study) -> str:
+    if not study.inception:
+        return f"{study.rfd} ↓"
+    return "rFID of JPEGs ↓" if study.rfd.endswith("_jpeg75") else "rFID ↓"
 
 
 def _reconstruction_notes(study: Study) -> list[str]:
-    if any("lpips_alex" in row.figures for row in study.rows):
-        return ["Measured LPIPS: AlexNet."]
-    return [
-        "LPIPS is not measured here: "
-        + study.tokenizer_protocol.get("protocol_lpips_alex", "no weights").removeprefix("absent: ")
-        + "."
-    ]
+    lpips = "Measured LPIPS: AlexNet."
+    if not any("lpips_alex" in row.figures for row in study.rows):
+        why = study.tokenizer_protocol.get("protocol_lpips_alex", "not asked for").removeprefix("absent: ")
+        lpips = f"LPIPS is not measured here: {why}."
+    return [lpips, *reconstruction_distance_notes(study)]
+
+
+def _generation_notes(study: Study) -> list[str]:
+    if not study.generators:
+        return ["This study has no generator."]
+    notes = [f"Measured on {samples_in_words(study)}."]
+    network = study.generator_protocol["protocol_neighbours_on"]
+    if network not in (NONE, study.extractor):
+        notes.append(f"Precision and recall on the features of {network}.")
+    if study.precision.endswith("_float16"):
+        notes.append("Precision and recall with the ADM evaluator's float16 distances, which lie a little higher.")
+    return [*notes, *distance_notes([row.figures for row in study.generators], study.fd)]
 
 
 def _table(

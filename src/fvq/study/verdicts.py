@@ -1,20 +1,21 @@
 """What comes out as the paper says and what does not: stated rules over measured figures."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Literal
 
+from fvq.runtime.text import supported
 from fvq.study.paper import paper_tables
-from fvq.study.results import GeneratorRow, Study, TokenizerRow
-from fvq.study.tables import usage_cell
-from fvq.study.text import significant
+from fvq.study.results import Study, TokenizerRow
+from fvq.study.tables import figure_text, usage_cell
 
 Verdict = Literal["holds", "does not hold", "too close to call", "not measured here"]
 
 # Seeds 0 to 2 of the default study moved the squared error of a row by up to 8.2 % and the Fréchet distance on the
 # study's own classifier by up to 43 % (docs/experiments.md). Smaller differences between two rows decide nothing.
-_SPREAD = {"mse": 0.082, "rfid": 0.03, "fid": 0.03}
+_SPREAD = {"mse": 0.082, "rfid": 0.03, "rfid_jpeg75": 0.03, "fid": 0.03}
 _SPREAD_OF_OWN_FEATURES = 0.43
 
 # Rows that differ in anything else than the quantizer or annealing are not compared.
@@ -75,10 +76,27 @@ def _spread(figure: str) -> float:
     return _SPREAD.get(figure, _SPREAD_OF_OWN_FEATURES)
 
 
-def _below(value: float, other: float, figure: str) -> bool | None:
-    """Whether ``value`` is below ``other``; None where they are closer than two seeds of one row may be."""
-    close = abs(value - other) <= _spread(figure) * max(value, other)
-    return None if close else value < other
+def _undecided(figure: str) -> str:
+    """Which differences of two rows decide nothing, in the words of a rule."""
+    close = f"differences up to {_spread(figure):.0%}"
+    if figure == "mse":
+        return f"{close} decide nothing"
+    return f"{close}, or to 2 √(a² + b²) of the spreads ±a and ±b over halves where they are measured, decide nothing"
+
+
+def _chance(figures: Mapping[str, float], other: Mapping[str, float], figure: str) -> float:
+    """The standard deviation that the choice of images gives the difference of a figure; 0 where it was not measured.
+
+    Rows share their images or random streams, which makes it smaller, if anything.
+    """
+    return math.hypot(figures.get(f"{figure}_spread", 0), other.get(f"{figure}_spread", 0))
+
+
+def _below(figures: Mapping[str, float], other: Mapping[str, float], figure: str) -> bool | None:
+    """Whether a row's figure is below another's; None where they are closer than two seeds or image sets may be."""
+    one, two = figures[figure], other[figure]
+    close = abs(one - two) <= max(_spread(figure) * max(one, two), 2 * _chance(figures, other, figure))
+    return None if close else one < two
 
 
 def _usage(row: TokenizerRow) -> str:
@@ -87,7 +105,7 @@ def _usage(row: TokenizerRow) -> str:
 
 
 def _figures(rows: Sequence[TokenizerRow], figure: str) -> str:
-    return ", ".join(f"{row.label} {significant(row.figures[figure])}" for row in rows)
+    return ", ".join(f"{row.label} {figure_text(row.figures, figure)}" for row in rows)
 
 
 def _full_usage(rows: Sequence[TokenizerRow]) -> Claim:
@@ -140,7 +158,7 @@ def _lowest(groups: Sequence[dict[str, TokenizerRow]], figure: str, paper: str) 
     for group in groups:
         others = [row for quantizer, row in group.items() if quantizer != "fvq"]
         if others:
-            outcomes += [_below(group["fvq"].figures[figure], row.figures[figure], figure) for row in others]
+            outcomes += [_below(group["fvq"].figures, row.figures, figure) for row in others]
             ordered = sorted(group.values(), key=lambda row: row.figures[figure])
             nearest = min(others, key=lambda row: row.figures[figure])
             change = _change(group["fvq"], nearest, figure)
@@ -151,7 +169,7 @@ def _lowest(groups: Sequence[dict[str, TokenizerRow]], figure: str, paper: str) 
         title=f"FVQ has the lowest {_in_words(figure)}",
         paper=paper,
         rule=f"Annealed rows of one codebook size, channel count, ratio and length: the VQBridge row's {figure} on the "
-        f"validation images is below every other row's; differences up to {_spread(figure):.0%} decide nothing.",
+        f"validation images is below every other row's; {_undecided(figure)}.",
         verdict=_verdict(outcomes),
         numbers=tuple(numbers),
     )
@@ -163,13 +181,13 @@ def _annealing(study: Study, groups: Sequence[dict[str, TokenizerRow]], figure: 
         fvq = group["fvq"]
         for row in study.rows:
             if row.settings["quantizer"] == "fvq" and not row.annealed and comparable(row, fvq):
-                outcomes.append(_below(fvq.figures[figure], row.figures[figure], figure))
+                outcomes.append(_below(fvq.figures, row.figures, figure))
                 numbers.append(f"{figure}: {_figures([fvq, row], figure)} ({_change(fvq, row, figure)})")
     return Claim(
         title=f"Annealing lowers FVQ's {_in_words(figure)}",
         paper=paper,
-        rule=f"The VQBridge row with annealing has a lower validation {figure} than the same row without; differences "
-        f"up to {_spread(figure):.0%} decide nothing.",
+        rule=f"The VQBridge row with annealing has a lower validation {figure} than the same row without; "
+        f"{_undecided(figure)}.",
         verdict=_verdict(outcomes),
         numbers=tuple(numbers),
     )
@@ -182,19 +200,26 @@ def _in_words(figure: str) -> str:
 def _change(row: TokenizerRow, base: TokenizerRow, figure: str) -> str:
     if base.figures[figure] == 0:
         return "no change" if row.figures[figure] == 0 else "from 0"
-    return f"{row.figures[figure] / base.figures[figure] - 1:+.1%}".replace("-", "−")
+    ratio = row.figures[figure] / base.figures[figure]
+    if f"{figure}_spread" not in row.figures or f"{figure}_spread" not in base.figures:
+        return f"{ratio - 1:+.1%}".replace("-", "−")
+    spread, other = row.figures[f"{figure}_spread"], base.figures[f"{figure}_spread"]
+    text = supported(100 * (ratio - 1), 100 * math.hypot(spread, ratio * other) / base.figures[figure])
+    return f"{'' if ratio < 1 else '+'}{text}%".replace("-", "−")
 
 
 def _generators(study: Study) -> Claim:
+    tokenizers = {row.name: row.figures for row in study.rows}
     outcomes, numbers = [], []
     for one, other in combinations(study.generators, 2):
-        better, worse = sorted((one, other), key=lambda row: _rfd(study, row))
-        if one.settings == other.settings and _rfd(study, better) != _rfd(study, worse):
-            outcomes.append(_below(better.figures[study.fd], worse.figures[study.fd], study.fd))
+        better, worse = sorted((one, other), key=lambda row: tokenizers[row.tokenizer][study.rfd])
+        differ = tokenizers[one.tokenizer][study.rfd] != tokenizers[other.tokenizer][study.rfd]
+        if one.settings == other.settings and differ:
+            outcomes.append(_below(better.figures, worse.figures, study.fd))
             numbers.append(
                 "; ".join(
-                    f"{row.label}: {study.rfd} {significant(_rfd(study, row))}, {study.fd} "
-                    f"{significant(row.figures[study.fd])}"
+                    f"{row.label}: {study.rfd} {figure_text(tokenizers[row.tokenizer], study.rfd)}, "
+                    f"{study.fd} {figure_text(row.figures, study.fd)}"
                     for row in (better, worse)
                 )
             )
@@ -203,14 +228,10 @@ def _generators(study: Study) -> Claim:
         paper=f"Table 2: LlamaGen-L goes from FID {_paper_cell('table_2', 'llamagen_l', 'fid')} to "
         f"{_paper_cell('table_2', 'fvq_l', 'fid')} with FVQ's tokenizer (and another training recipe).",
         rule=f"Of every two rows with equal generator settings, the one whose tokenizer has the lower {study.rfd} has "
-        f"the lower {study.fd}; differences up to {_spread(study.fd):.0%} decide nothing.",
+        f"the lower {study.fd}; {_undecided(study.fd)}.",
         verdict=_verdict(outcomes),
         numbers=tuple(numbers),
     )
-
-
-def _rfd(study: Study, row: GeneratorRow) -> float:
-    return next(entry.figures[study.rfd] for entry in study.rows if entry.name == row.tokenizer)
 
 
 def _paper_cell(table: str, row: str, column: str) -> str:
