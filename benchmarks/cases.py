@@ -26,6 +26,8 @@ class Case:
         agree: raises AssertionError where a rival's result is not the first one's.
         turns: how often the rivals take turns; ratios are made within a turn.
         rounds: timings of a rival in each of its turns; more than one follow an untimed round.
+        in_own_process: whether it takes so long that one call in a process of its own gives both time and memory.
+        rate: how much of what a rival does, for the table to give it per second.
     """
 
     title: str
@@ -34,6 +36,8 @@ class Case:
     agree: Callable[[Any, Any], None]
     turns: int = 3
     rounds: int = 1
+    in_own_process: bool = False
+    rate: tuple[float, str] | None = None
 
 
 def tokens(number: int) -> int:

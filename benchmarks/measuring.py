@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Case
-from memory import peak_bytes
+from memory import peak_bytes, prepared_elsewhere
 from pytest_benchmark.fixture import BenchmarkFixture
 
 # The first rival's result of the case that is running.
@@ -37,7 +37,11 @@ def measure(benchmark: BenchmarkFixture, device: str, case: Case, turn: int, riv
     Returns the result.
     """
     key = (device, case.title)
-    benchmark.extra_info.update(device=device, case=case.title, base=case.base, rival=rival, turn=turn)
+    benchmark.extra_info.update(device=device, case=case.title, base=case.base, rival=rival, turn=turn, rate=case.rate)
+    if case.in_own_process:
+        with prepared_elsewhere(device, case, rival) as call:
+            result, benchmark.extra_info["peak_bytes"] = benchmark.pedantic(call)
+        return result
     try:
         work = case.rivals[rival]()
     except ModuleNotFoundError as error:

@@ -22,11 +22,15 @@ class Row:
     Attributes:
         seconds: the median of each turn.
         peak_bytes: memory that the rival adds; None where it was not measured.
+        rate: how much of what it does; None where the table does not give it per second.
+        note: what else there is to say of its result.
     """
 
     base: str | None
     seconds: dict[int, float]
     peak_bytes: int | None = None
+    rate: tuple[float, str] | None = None
+    note: str | None = None
 
 
 def main(results: Path, markdown: Annotated[bool, typer.Option(help="Write Markdown.")] = False) -> None:
@@ -46,7 +50,8 @@ def read(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, Row]]:
     for entry in benchmarks:
         info = entry["extra_info"]
         title = info["case"] + (" (GPU)" if info["device"] == "cuda" else "")
-        row = cases[title].setdefault(info["rival"], Row(info["base"], {}))
+        new = Row(info["base"], {}, rate=info.get("rate"), note=info.get("note"))
+        row = cases[title].setdefault(info["rival"], new)
         row.seconds[info["turn"]] = entry["stats"]["median"]
         row.peak_bytes = info.get("peak_bytes", row.peak_bytes)
     return cases
@@ -61,7 +66,13 @@ def cells(rival: str, row: Row, rows: dict[str, Row]) -> tuple[str, ...]:
         ratio = (
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if rival != row.base else "1"
         )
-    return rival, _time(statistics.median(row.seconds.values())), ratio, row.base or "", _bytes(row.peak_bytes)
+    median = statistics.median(row.seconds.values())
+    remarks = [row.note] if row.note else []
+    if row.rate:
+        amount, unit = row.rate
+        remarks.append(f"{amount / median:,.0f} {unit}/s")
+    name = f"{rival}: {', '.join(remarks)}" if remarks else rival
+    return name, _time(median), ratio, row.base or "", _bytes(row.peak_bytes)
 
 
 def machine(info: dict[str, Any]) -> str:
