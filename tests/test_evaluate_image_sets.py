@@ -314,7 +314,7 @@ def test_the_released_protocol_takes_its_own_jpeg_files_as_they_are(tmp_path):
 def test_preparations_say_what_they_do():
     assert AS_STORED.describe() == "as stored"
     assert Preparation(256).describe() == "centre square at 256 pixels (ADM)"
-    released = "centre crop of 256 pixels without scaling, JPEG quality 75 4:2:0"
+    released = "centre crop of 256 pixels without scaling, black around smaller images, JPEG quality 75 4:2:0"
     assert Preparation(256, "plain", 75).describe() == released
     assert Preparation(256, "plain", 75, keep_jpeg=True).describe().startswith(released + " (")
     assert Preparation(jpeg_quality=75).describe() == "as stored, JPEG quality 75 4:2:0"
@@ -517,3 +517,11 @@ def test_files_cut_anywhere_are_refused(tmp_path, images, form):
     for length in range(0, kept, 1 + kept // 150):
         path.write_bytes(whole[:length])
         refused(path)
+
+
+def test_an_archive_smaller_than_the_plain_crop_is_refused(tmp_path):
+    path = tmp_path / "small.npz"
+    np.savez(path, arr_0=np.zeros((3, 20, 30, 3), np.uint8))
+    with pytest.raises(UserError, match=r"small\.npz: images of 30x20 pixels are smaller than the crop of 32 pixels"):
+        open_image_set(path, Preparation(32, "plain"))
+    assert open_image_set(path, Preparation(30, "plain")).height == 30  # black above and below

@@ -15,7 +15,7 @@ from fvq.evaluate.networks.extractors import EXTRACTORS, load_extractor, save_re
 from fvq.evaluate.networks.inception import Inception2015, resize_tensorflow
 from fvq.evaluate.networks.pretrained import PUBLISHED, PretrainedFile
 from fvq.evaluate.protocol_networks import load_network
-from fvq.evaluate.protocols import PROTOCOLS
+from fvq.evaluate.protocols import PROTOCOLS, check_resizing
 from fvq.runtime.errors import UserError
 
 SIZES = [(32, 32), (256, 256), (299, 299), (40, 700), (301, 17)]
@@ -181,7 +181,12 @@ def test_it_is_found_by_its_file_or_a_reference_and_resizes_as_it_is_told(weight
 def test_a_protocol_has_its_resizing(weights, published):
     adm, pytorch = (PROTOCOLS[name] for name in ("adm", "pytorch-fid"))
     assert "TensorFlow 1" in load_network("inception-2015", adm, weights=weights).resize
-    assert "half-pixel" in load_network("inception-2015", pytorch, weights=weights).resize
+    half_pixel = load_network("inception-2015", pytorch, weights=weights)
+    assert "half-pixel" in half_pixel.resize
+    check_resizing(half_pixel.resize, pytorch)
+    with pytest.raises(UserError, match=r"the protocol adm has Inception's images resized .* TensorFlow 1"):
+        check_resizing(half_pixel.resize, adm)
+    check_resizing("bicubic to 224 pixels", adm)  # of another network
 
 
 def test_other_weights_are_refused(weights):

@@ -211,8 +211,8 @@ def test_the_released_rfid_is_that_of_two_sides_in_jpeg(photos):
     assert abs(found.values["rfid_jpeg75"] / distance(reconstruction, crops) - 1) > 1e-3
     assert torch.equal(found.errors["mse"], mse(crops, reconstruction)), "errors are those of what was not compressed"
     assert found.values["protocol_preparation"] == (
-        "as reconstructed, JPEG quality 75 4:2:0; reference: centre crop of 256 pixels without scaling, JPEG quality "
-        "75 4:2:0 (files that are so already, as they are)"
+        "as reconstructed, JPEG quality 75 4:2:0; reference: centre crop of 256 pixels without scaling, "
+        "black around smaller images, JPEG quality 75 4:2:0 (files that are so already, as they are)"
     )
 
 

@@ -6,8 +6,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
+from fvq.cli.figures import number_in_words
 from fvq.evaluate.record import Row, compare, read_record
-from fvq.runtime.text import supported
 
 _LACKING = "–"
 
@@ -44,21 +44,24 @@ def print_comparison(first_path: Path, second_path: Path) -> None:
 
 def _cells(row: Row) -> list[str]:
     """A row of the table: name, both values, their difference, and whether it is more than their spreads."""
+    first, second = _number(row.figure, row.first, row.first_spread), _number(row.figure, row.second, row.second_spread)
     difference = _LACKING
     if row.difference is not None:
-        difference = _number(row.difference, row.difference_spread or row.first_spread or row.second_spread)
-        difference = f"+{difference}" if row.difference > 0 else difference
+        decimals = min(_decimals(first), _decimals(second))  # no more than the figures beside it
+        difference = f"{row.difference:+,.{decimals}f}"
     beyond = {None: _LACKING, True: "yes", False: "no"}[row.exceeds_spread]
     return [
         row.figure,
-        _number(row.first, row.first_spread),
-        _number(row.second, row.second_spread),
+        first,
+        second,
         difference,
         beyond,
     ]
 
 
-def _number(value: float | int | None, spread: float | None) -> str:
-    if value is None:
-        return _LACKING
-    return f"{value:,}" if isinstance(value, int) else supported(value, spread)
+def _number(figure: str, value: float | int | None, spread: float | None) -> str:
+    return _LACKING if value is None else number_in_words(figure, value, spread).removesuffix(" dB")
+
+
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2])

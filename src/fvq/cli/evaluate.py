@@ -136,7 +136,10 @@ def _open_pairs(
         notes = []
         if reconstructions.names is None or plain_originals.names is None:
             nameless = samples_path if reconstructions.names is None else reference_path
-            notes.append(f"pairs are taken by their position: {nameless} does not name its images")
+            notes.append(
+                f"pairs are taken by their position: {nameless} does not name its images "
+                "(a folder's come with 9 before 10)"
+            )
         else:
             check_same_order(reconstructions.names, plain_originals.names, str(samples_path), str(reference_path))
         return StoredPairs(reconstructions, plain_originals, compared=compared, originals=originals), None, notes

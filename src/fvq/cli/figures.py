@@ -32,16 +32,16 @@ def print_figures(record: Record) -> None:
 def _in_words(record: Record, name: str, value: float | int) -> str:
     """A figure, its spread and its value for infinitely many images, where these are known."""
     spread = record.spread(name)
-    text = _number(name, value, spread)
+    text = number_in_words(name, value, spread)
     if spread is not None:
         text += f" ± {significant(spread, 1)}"
     infinity = record.figures.get(f"{name}_infinity")
     if infinity is not None:
-        text += f" (infinitely many: {_number(name, infinity, spread)})"
+        text += f" (infinitely many: {number_in_words(name, infinity, spread)})"
     return text
 
 
-def _number(name: str, value: float | int, spread: float | None) -> str:
+def number_in_words(name: str, value: float | int, spread: float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if spread is not None:

@@ -13,7 +13,7 @@ from fvq.evaluate.neighbours import DENSITY_NEIGHBOURS, neighbour_figures
 from fvq.evaluate.neighbours.figures import check_enough_neighbours
 from fvq.evaluate.networks.extractor import Extractor
 from fvq.evaluate.networks.pretrained import PUBLISHED, missing_file
-from fvq.evaluate.protocols import Protocol, check_count
+from fvq.evaluate.protocols import Protocol, check_count, check_resizing
 from fvq.evaluate.record import NONE
 from fvq.evaluate.sides import Side, check_sides, check_statistics
 from fvq.evaluate.summary import Pass, Summary, summarize
@@ -44,6 +44,7 @@ def evaluate_samples(
     """
     if not protocol.of_samples:
         raise UserError(f"the protocol {protocol.name} measures reconstructions, and samples have no originals")
+    check_resizing(extractor.resize, protocol)
     check_sides(samples, reference)
     for side in (samples, reference):
         check_statistics(side, extractor)
@@ -244,6 +245,12 @@ def _left_out(
         notes.append(f"no Inception Score: {samples.name} holds statistics alone")
     if protocol.neighbours is not None and near is None:
         notes.append(f"no precision and recall: {_why_no_neighbours(protocol, next(iter(bare), None))}")
+    for side, other in ((samples, reference), (reference, samples)):
+        known = side.statistics is not None and "preparation" in side.statistics.protocol
+        if known and side.images is None and side.preparation != other.preparation:
+            notes.append(
+                f"{side.name}: statistics of images {side.preparation}, and {other.name} has images {other.preparation}"
+            )
     if protocol.spatial and extractor.spatial_dimension and not spatial:
         lacking = next(side.name for side in (samples, reference) if not _may_have_spatial(side))
         notes.append(f"no sFID: {lacking} holds no spatial statistics (mu_s, sigma_s)")

@@ -61,7 +61,7 @@ class Preparation:
         elif self.crop == "adm":
             words = f"centre square at {self.size} pixels (ADM)"
         else:
-            words = f"centre crop of {self.size} pixels without scaling"
+            words = f"centre crop of {self.size} pixels without scaling, black around smaller images"
         if self.jpeg_quality is not None:
             words += f", JPEG quality {self.jpeg_quality} {_SUBSAMPLING}"
             words += " (files that are so already, as they are)" if self.keep_jpeg else ""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fvq.evaluate.figure_names import INCEPTION_2015
 from fvq.evaluate.inception_score import ADM_CHUNK, adm_groups, torch_fidelity_groups
+from fvq.evaluate.networks.extractor import INCEPTION_RESIZES, Resize
 from fvq.evaluate.preparation import AS_STORED, Preparation
 from fvq.runtime.errors import UserError
 
@@ -20,7 +21,7 @@ class Protocol:
     name: ProtocolName
     source: str
     """Whose it is."""
-    resize: Literal["tensorflow", "pytorch"]
+    resize: Resize
     """How ``inception-2015`` resizes images; other networks have their own way."""
     preparation: Preparation = AS_STORED
     """What is done to the images of both sides before."""
@@ -88,6 +89,16 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         ),
     )
 }
+
+
+def check_resizing(extractor_resize: str, protocol: Protocol) -> None:
+    """UserError where Inception resizes images in the way of another protocol."""
+    wanted = INCEPTION_RESIZES[protocol.resize]
+    if extractor_resize in INCEPTION_RESIZES.values() and extractor_resize != wanted:
+        raise UserError(
+            f"the protocol {protocol.name} has Inception's images resized {wanted}, and this network resizes them "
+            f"{extractor_resize}; load_network of fvq.evaluate.protocol_networks loads the right one"
+        )
 
 
 def check_count(count: int, allowed: tuple[int, ...], protocol: Protocol, extractor: str, what: str) -> None:

@@ -103,6 +103,12 @@ class ArchiveImages(StoredImages):
             raise UserError(f"{path}: holds statistics ({', '.join(names)}) and no images (arr_0)")
         self._array = open_array(path, "arr_0")
         _check_array(path, self._array.shape, self._array.dtype)
+        height, width = self._array.shape[1:3]
+        if preparation.crop == "plain" and preparation.size is not None and max(height, width) < preparation.size:
+            raise UserError(
+                f"{path}: images of {width}x{height} pixels are smaller than the crop of {preparation.size} pixels, "
+                "which does not scale: black would be around them all"
+            )
         super().__init__(path, preparation)
 
     def __len__(self) -> int:
@@ -305,8 +311,9 @@ def _open_for_streaming(path: Path) -> pq.ParquetFile:
 def _check_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if dtype != np.uint8:
         raise UserError(
-            f"{path}: arr_0 is {dtype}, and images must be uint8, 0 to 255; numbers x from -1 to 1 become so by "
-            "numpy.round((x + 1) * 127.5), those from 0 to 1 by numpy.round(x * 255)"
+            f"{path}: arr_0 is {dtype}, and images must be uint8, 0 to 255; whole numbers in that range become so by "
+            "astype(numpy.uint8), numbers x from -1 to 1 by numpy.round((x + 1) * 127.5) before, those from 0 to 1 by "
+            "numpy.round(x * 255) before"
         )
     if len(shape) == 4 and shape[1] == 3 != shape[3]:
         raise UserError(

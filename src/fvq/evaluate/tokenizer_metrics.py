@@ -14,7 +14,7 @@ from fvq.evaluate.frechet import frechet_distance
 from fvq.evaluate.images import check_enough_images
 from fvq.evaluate.networks.extractor import Extractor
 from fvq.evaluate.pairs import Pairs
-from fvq.evaluate.protocols import Protocol, check_count
+from fvq.evaluate.protocols import Protocol, check_count, check_resizing
 from fvq.evaluate.reconstruction import Measure, measure_batch
 from fvq.evaluate.segments import work_in_segments
 from fvq.evaluate.summary import Collected, Merged, Pass, Summary, summarize
@@ -51,6 +51,7 @@ def evaluate_reconstructions(
         Interrupted: as ``summarize``.
     """
     _refuse_options_of_samples(options)
+    check_resizing(extractor.resize, protocol)
     originals = pairs.originals
     count = len(originals)
     check_enough_images(count, originals.name)

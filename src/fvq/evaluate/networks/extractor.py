@@ -7,6 +7,12 @@ from torch import Tensor
 Resize = Literal["tensorflow", "pytorch"]
 """How ``inception-2015`` resizes images: as the published graph, ADM and torch-fidelity do, or as pytorch-fid."""
 
+INCEPTION_RESIZES: dict[Resize, str] = {
+    "tensorflow": "bilinear to 299 pixels as in TensorFlow 1, (x - 128) / 128",
+    "pytorch": "bilinear to 299 pixels with half-pixel centres, 2x / 255 - 1",
+}
+"""How Inception-2015 is given its images, by the protocols' names, in the words of a record."""
+
 
 class Outputs(NamedTuple):
     """What a network says of B images, on its device."""

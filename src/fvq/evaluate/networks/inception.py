@@ -10,17 +10,13 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
 from fvq.evaluate.figure_names import INCEPTION_2015
-from fvq.evaluate.networks.extractor import Outputs, Resize
+from fvq.evaluate.networks.extractor import INCEPTION_RESIZES, Outputs, Resize
 from fvq.evaluate.networks.float32 import ieee_convolutions
 from fvq.quantize.shortlist import ieee_products
 from fvq.runtime.errors import UserError
 from fvq.runtime.files import sha256_file
 
 _SIDE = 299
-_RESIZES = {
-    "tensorflow": "bilinear to 299 pixels as in TensorFlow 1, (x - 128) / 128",
-    "pytorch": "bilinear to 299 pixels with half-pixel centres, 2x / 255 - 1",
-}
 _SPATIAL_CHANNELS = 7  # of 17x17 places: the 2,023 numbers of ADM's sFID
 # torch's own, for its compiler: a convolution with what follows it, its weight laid out beforehand.
 _pack: Any = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", None)
@@ -46,7 +42,7 @@ class Inception2015(nn.Module):
     def __init__(self, path: Path, resize: Resize = "tensorflow") -> None:
         super().__init__()
         self.weights_sha256 = sha256_file(path)
-        self.resize = _RESIZES[resize]
+        self.resize = INCEPTION_RESIZES[resize]
         self._as_tensorflow = resize == "tensorflow"
         try:
             network = FeatureExtractorInceptionV3(

@@ -174,7 +174,7 @@ def fetch(file: PretrainedFile) -> Path:
             raise UserError(f"{file.address}: {size:,} bytes came, and {file.name} has {file.size:,}")
         if not digest.hexdigest().startswith(file.sha256):
             raise UserError(
-                f"{file.address}: SHA-256 is {digest.hexdigest()}, and that of {file.name} begins with {file.sha256}"
+                f"{file.address}: SHA-256 is {digest.hexdigest()}, and that of {file.name} {_of_hash(file)}"
             )
     return target
 
@@ -210,8 +210,12 @@ def _hub_folder() -> Path:
 def _check_hash(path: Path, files: list[PretrainedFile]) -> None:
     found = sha256_file(path)
     if not any(found.startswith(file.sha256) for file in files):
-        wanted = " or ".join(f"that of {file.name} begins with {file.sha256}" for file in files)
-        raise UserError(f"{path}: SHA-256 is {found}, and {wanted}")
+        wanted = " or ".join(map(_of_hash, files))
+        raise UserError(f"{path}: SHA-256 is {found}, and that of the weights {wanted}")
+
+
+def _of_hash(file: PretrainedFile) -> str:
+    return f"{'is' if len(file.sha256) == 64 else 'begins with'} {file.sha256}"
 
 
 def _blocks(address: str) -> Iterator[bytes]:
