@@ -140,7 +140,7 @@ class TestFinished:
         left = [path for path in (finished.path / "runs").rglob("*") if path.is_file()]
         # What the extractor says of whole sets of images is kept: the rows' evaluations share it.
         assert {path.parent.parent for path in left} == {finished.path / "runs/ci-photos/features"}
-        assert {path.name for path in left} == {"sums.safetensors", "features.npy"}
+        assert {path.name for path in left} == {"sums.safetensors", "features.npy", ".lock"}
 
     def test_push_and_pull_restore_a_clone_without_training(self, finished: Project, tmp_path: Path) -> None:
         remote = tmp_path / "remote"
