@@ -22,7 +22,7 @@ Work = Callable[[int, int, Advance], dict[str, Tensor]]
 
 
 def segment_bounds(count: int) -> list[tuple[int, int]]:
-    """First and last-but-one image of each segment of ``count`` images: 2,000 in each, more where they were over 32."""
+    """First image of each segment of ``count`` images, and the one after its last: 2,000 in each, in at most 32."""
     length = max(_SHORTEST, -(-count // _MOST))
     return [(start, min(start + length, count)) for start in range(0, count, length)]
 

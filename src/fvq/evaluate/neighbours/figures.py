@@ -16,6 +16,7 @@ from fvq.evaluate.neighbours.distance_bounds import Bounds, FeatureSet, Frame, s
 from fvq.evaluate.neighbours.float16 import float16_precision_and_recall
 from fvq.quantize.shortlist import ieee_products
 from fvq.runtime.errors import UserError
+from fvq.runtime.heap import trim_heap
 
 NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
@@ -145,6 +146,7 @@ def _exact_figures(
             for test in tests:
                 if test.waiting.full:
                     test.settle(sample_set, reference_set)
+        trim_heap()
     for test in tests:
         test.settle(sample_set, reference_set)
     return NeighbourFigures(
@@ -213,6 +215,7 @@ def _squared_radii(features: FeatureSet, neighbours: int, tile: int) -> Tensor:
         block = features.block(rows, torch.float32)
         for columns in slices[number + 1 :]:
             search.visit(Bounds.between(block, features.block(columns, torch.float32)))
+        trim_heap()
     search.settle()
     return search.nearest_uk
 
