@@ -9,6 +9,7 @@ import typer
 
 import fvq
 from fvq.interop.layouts import Layout
+from fvq.plan.devices import DEFAULT_UTILIZATION
 from fvq.runtime.errors import one_line_errors
 
 app = typer.Typer(
@@ -498,6 +499,71 @@ def export_checkpoint(
     from fvq.cli import checkpoints
 
     checkpoints.export_checkpoint(weights, out, force=force)
+
+
+@app.command(epilog=_example("fvq plan --gpu h100 --json plan.json"))
+def plan(
+    parameters: Annotated[
+        Path, typer.Argument(metavar="PARAMS", help="The study's parameters (composed, as params.yaml is).")
+    ] = Path("params.yaml"),
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A tokenizer or generator of the study; may be repeated.", show_default="all"
+        ),
+    ] = None,
+    gpu: Annotated[
+        Literal["a100", "h100", "h200"] | None,
+        typer.Option(help="Whose hours and memory (A100 with 80 GB).", show_default="all three"),
+    ] = None,
+    utilization: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Of a GPU's peak, reached in all rows. The default is an assumption; --measure finds it.",
+        ),
+    ] = DEFAULT_UTILIZATION,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Training images.",
+            show_default="those prepared; before, what the data set is known to have",
+        ),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Time training steps of each --row on this device, by default of the first tokenizer and generator, "
+            "against the GPU's peak, or where that is not known a large matrix product.",
+        ),
+    ] = False,
+    json_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE|-", help="Write the plan as JSON; - prints nothing else.", show_default=False
+        ),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """What a study costs before it runs: compute, a GPU's memory and storage of each row.
+
+    Multiply-adds are counted by running the training steps without memory or arithmetic.
+    """
+    from fvq.cli.plan import print_plan
+
+    print_plan(
+        parameters,
+        rows=row or (),
+        gpu=gpu,
+        utilization=utilization,
+        images=images,
+        measure=measure,
+        out=json_out,
+        force=force,
+    )
 
 
 @app.command(epilog=_example("fvq doctor --fetch"))
