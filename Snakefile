@@ -14,8 +14,16 @@ with one_line_errors():
 
 
 def declare(stage, path):
-    """An output as Snakemake knows it. `update` leaves what is there in place, and puts it back where the job fails."""
-    return directory(path) if path in stage.folders else update(path)
+    """An output as Snakemake knows it. `update` leaves what is there in place, and puts it back where the job fails.
+
+    What people look at stands in `snakemake --report` too.
+    """
+    declared = directory(path) if path in stage.folders else update(path)
+    if path == "reports/index.html":
+        return report(declared, category="Study")
+    if path == "reports/figures":
+        return report(declared, patterns=["{name}.svg"], category="Figures")
+    return declared
 
 
 rule all:

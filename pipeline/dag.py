@@ -3,8 +3,8 @@
 Each stage has a *ticket*, a small file in DVC's own ignored folder. It holds the stage's recipe, a digest of all that
 its outputs follow from, and is an input of its Snakemake rule. A fresh stage's ticket is dated 1970, so it never asks
 for a run; a stale one's is dated now, so it does. A job that succeeds leaves a *receipt*: the ticket as it was when the
-job started. What has a receipt for its present recipe goes to ``dvc commit``. A source edited while the job ran changes
-the recipe, so that job is not committed and its stage stays stale.
+job started. What has a receipt for its present recipe is committed, as by ``dvc commit``. A source edited while the job
+ran changes the recipe, so that job is not committed and its stage stays stale.
 
 ``python -m pipeline.dag`` commits what a killed ``snakemake`` has finished and not committed.
 """
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import secrets
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,15 +101,19 @@ def commit(*, renew: bool = False) -> Commit:
     """Record finished jobs in dvc.lock and DVC's cache, then issue the tickets anew (``renew`` as there).
 
     Raises:
-        UserError: as ``issue_tickets``; ``dvc commit`` failed.
+        UserError: as ``issue_tickets``.
     """
     recipes, fresh = _survey()
     finished = [name for name in recipes if name not in fresh and _has_receipt(name)]
     committed = [name for name in finished if _recipe(TICKETS / name) == recipes[name]]
     if committed:
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "-q", "-f", *committed]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise UserError("dvc commit failed; mend what it says above, then run: python -m pipeline.dag")
+        with _open_repository() as repo, repo.lock, repo.scm_context:
+            stages = [stage for stage in repo.index.stages if stage.addressing in committed]
+            for stage in stages:
+                stage.save()
+                stage.commit()
+            # `dvc commit` with many names reads the graph and writes the lock file anew for each.
+            stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
     fresh = issue_tickets(renew=renew)
     return Commit(
         committed=committed,

@@ -8,9 +8,10 @@ from pipeline.run import Run, run_stage
 def main(run: Run) -> None:
     """Write ``metrics/``: a file for each set, under its name."""
     folder = run.output_folder("metrics")
+    tokenizer_path = run.input("freeze_codebook", "tokenizer.safetensors", run.name)
     for name, chosen in run.parameters.evaluation_sets.items():
         images = run.input("prepare_evaluation_set", "images.parquet", name)
-        evaluation = evaluate(run, images, name, chosen.protocol)
+        evaluation = evaluate(run, tokenizer_path, images, name, chosen.protocol)
         if evaluation is None:
             continue
         write_json(folder / f"{name}.json", evaluation.values | {"seed": run.seed})

@@ -20,11 +20,12 @@ from fvq.tokenizer.inference import reconstruct
 from pipeline.run import Run, run_stage
 
 
-def evaluate(run: Run, images_path: Path, name: str, protocol_name: ProtocolName) -> Evaluation | None:
-    """The row's frozen tokenizer on the images at ``images_path``, which people call ``name``."""
+def evaluate(
+    run: Run, tokenizer_path: Path, images_path: Path, name: str, protocol_name: ProtocolName
+) -> Evaluation | None:
+    """A frozen tokenizer on the images at ``images_path``, which people call ``name``."""
     settings, protocol = run.parameters.evaluate_tokenizer, PROTOCOLS[protocol_name]
     network = load_network(run.input("train_extractor", "extractor.safetensors"), protocol, device=run.device)
-    tokenizer_path = run.input("freeze_codebook", "tokenizer.safetensors", run.name)
     tokenizer = Tokenizer.load(tokenizer_path).to(run.device)
     measures, absent = build_measures(
         settings.measures, weights={"lpips_alex": settings.lpips_weights}, device=run.device
@@ -54,7 +55,8 @@ def main(run: Run) -> None:
     """Write ``metrics.json``, ``images.parquet`` and ``reconstructions.npz``."""
     settings = run.parameters.evaluate_tokenizer
     validation = run.input("prepare_data", "validation.parquet")
-    evaluation = evaluate(run, validation, f"{run.parameters.dataset} validation", settings.protocol)
+    tokenizer_path = run.input("freeze_codebook", "tokenizer.safetensors", run.name)
+    evaluation = evaluate(run, tokenizer_path, validation, f"{run.parameters.dataset} validation", settings.protocol)
     if evaluation is None:
         return
     write_json(run.output("metrics.json"), evaluation.values | {"seed": run.seed})
@@ -62,7 +64,7 @@ def main(run: Run) -> None:
     count = len(next(iter(columns.values())))
     with write_atomically(run.output("images.parquet")) as temporary:
         pq.write_table(pa.table({"image_id": np.arange(count)} | columns), temporary)
-    _write_shown(run, validation)
+    _write_shown(run, tokenizer_path, validation)
     figures = evaluation.values
     print(
         f"{run.parameters.rows[run.name].label}: usage {figures['usage']:.2%} of {figures['codebook_size']} codes over "
@@ -72,12 +74,12 @@ def main(run: Run) -> None:
         print(f"{run.name}: {note}")
 
 
-def _write_shown(run: Run, validation: Path) -> None:
+def _write_shown(run: Run, tokenizer_path: Path, validation: Path) -> None:
     """The first images with their reconstructions: the order of the tables mixes the classes."""
     images = open_image_set(validation)
     shown = min(run.parameters.evaluate_tokenizer.shown_images, len(images))
     original = next(images.batches(0, shown, shown))
-    tokenizer = Tokenizer.load(run.input("freeze_codebook", "tokenizer.safetensors", run.name)).to(run.device)
+    tokenizer = Tokenizer.load(tokenizer_path).to(run.device)
     _, reconstruction = reconstruct(tokenizer, original)
     with write_atomically(run.output("reconstructions.npz")) as temporary:
         np.savez(

@@ -1,4 +1,4 @@
-"""Stage ``map_codes``: codes and features of every row in the plane (Figure 2 of the paper)."""
+"""Stage ``map_codes``: codes and features of the mapped rows in the plane (Figure 2 of the paper)."""
 
 from fvq.evaluate.image_sets import open_image_set
 from fvq.experiments.code_map import CodeMap, map_codes
@@ -13,7 +13,7 @@ def main(run: Run) -> None:
     settings = run.parameters.map_codes
     images = open_image_set(run.input("prepare_data", "validation.parquet"))
     maps: dict[str, CodeMap] = {}
-    for row in run.parameters.rows:
+    for row in run.parameters.mapped_rows:
         tokenizer = Tokenizer.load(run.input("freeze_codebook", "tokenizer.safetensors", row)).to(run.device)
         if isinstance(tokenizer.quantizer, CodebookQuantizer):
             maps |= map_codes({row: tokenizer}, images, features=settings.features, codes=settings.codes, seed=run.seed)

@@ -18,7 +18,18 @@ from fvq.runtime.processes import is_first, process_group
 from fvq.runtime.provenance import Stopwatch, code_digest, library_versions, write_provenance
 from pipeline.launch import launch, processes_to_start
 
-Group = Literal["rows", "generators", "evaluation_sets"]
+Group = Literal["rows", "generators", "evaluation_sets", "repetitions"]
+
+# What the names of a stage are names of, where it is not the rows.
+_GROUPS: dict[str, Group] = {
+    "prepare_evaluation_set": "evaluation_sets",
+    "train_generator": "generators",
+    "sample": "generators",
+    "evaluate_generator": "generators",
+    "sweep_guidance": "generators",
+}
+# Stages of repeated rows, with the block of parameters that they share with the rows' own.
+_REPEATING = {"repeat_tokenizer": "train_tokenizer", "evaluate_repeat": "evaluate_tokenizer"}
 
 
 class Run:
@@ -26,7 +37,7 @@ class Run:
 
     def __init__(self, stage: str, row: str | None, parameters: Parameters) -> None:
         self.stage, self.row, self.parameters = stage, row, parameters
-        self.seed = parameters.seed
+        self.seed = parameters.repetitions[row].seed if stage in _REPEATING and row else parameters.seed
         self.device = best_device()
         self.inputs: dict[Path, str] = {}
         self.outputs: list[Path] = []
@@ -97,22 +108,25 @@ class Run:
         chosen = {"study": self.parameters.study, "seed": self.seed}
         if self.stage in everything:
             chosen[self.stage] = everything[self.stage]
-        rows = [self.row]
+        group, names = _GROUPS.get(self.stage, "rows"), [self.row]
         if self.stage == "small_experiments":
             chosen["train_tokenizer"] = everything["train_tokenizer"]
-            rows = [self.parameters.small_experiments.sizes_row]
+            names = [self.parameters.small_experiments.sizes_row]
         if self.stage == "map_codes":
-            rows = list(everything["rows"])
+            names = list(self.parameters.mapped_rows)
+        if self.stage in _REPEATING:
+            block = _REPEATING[self.stage]
+            chosen[block] = everything[block]
+            names = [self.parameters.repetitions[self.name].row]
         if self.stage == "evaluate_elsewhere":
             chosen |= {name: everything[name] for name in ("evaluation_sets", "evaluate_tokenizer")}
         if self.stage in ("sample", "sweep_guidance"):
             ignored = ["batch_size", *(["count", "cfg_scale"] if self.stage == "sweep_guidance" else [])]
-            chosen["sample"] = {key: value for key, value in everything["sample"].items() if key not in ignored}
+            sample = self.parameters.sample.of(self.name).model_dump(mode="json", exclude={"cfg_scale_of"})
+            chosen["sample"] = {key: value for key, value in sample.items() if key not in ignored}
         if self.stage == "sweep_guidance":
             chosen[f"swept_generators.{self.name}"] = everything["swept_generators"][self.name]
-        for group in ("rows", "generators", "evaluation_sets"):
-            chosen |= {f"{group}.{row}": everything[group][row] for row in rows if row in everything[group]}
-        return chosen
+        return chosen | {f"{group}.{name}": everything[group][name] for name in names if name is not None}
 
     def finish(self) -> None:
         """Write the provenance record beside the outputs and drop the resume state."""

@@ -15,7 +15,7 @@ def main(run: Run) -> None:
 
     All processes draw tokens; the first one decodes them, which takes minutes where drawing takes hours.
     """
-    settings = run.parameters.sample
+    settings = run.parameters.sample.of(run.name)
     model, tokenizer = load_generator_and_tokenizer(run)
     labels = class_labels(settings.count, model.config.classes, settings.labels, run.seed)
     tokens = sample_many(

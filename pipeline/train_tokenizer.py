@@ -7,6 +7,7 @@ from fvq.data.open import open_images
 from fvq.runtime.files import copy_folder
 from fvq.runtime.processes import is_first
 from fvq.runtime.training import write_history
+from fvq.tokenizer import Tokenizer
 from fvq.tokenizer.stability import FIGURES
 from fvq.tokenizer.training import train_tokenizer
 from pipeline.live import live_log
@@ -16,30 +17,37 @@ from pipeline.run import Run, run_stage
 _NOT_DRAWN = {"epoch", "usage_tokens", "sliding_usage", "sliding_usage_tokens", *FIGURES}
 
 
-def main(run: Run) -> None:
-    """Write ``tokenizer.safetensors``, ``history.csv``, and for those who watch ``live/`` and ``grids/``."""
-    row = run.parameters.rows[run.name]
+def train(
+    run: Run, name: str, seed: int, on_row: Callable[[Mapping[str, float]], None] | None = None
+) -> tuple[Tokenizer, list[dict[str, float]]]:
+    """The tokenizer of the row ``name`` and its history; pictures of it go to the run's resume folder."""
+    row = run.parameters.rows[name]
     images = open_images(run.input("prepare_data", "train.parquet"))
-    grids = run.resume_folder / "grids"
-    tokenizer, history = train_tokenizer(
-        run.parameters.tokenizer_config(run.name),
+    return train_tokenizer(
+        run.parameters.tokenizer_config(name),
         images,
         run.parameters.train_tokenizer,
-        run.parameters.schedule(run.name),
+        run.parameters.schedule(name),
         epochs=row.epochs,
         steps=row.steps,
-        seed=run.seed,
+        seed=seed,
         checkpoint_folder=run.resume_folder,
         checkpoint_every=run.checkpoint_every,
         device=run.device,
-        on_row=_draw(run.output_folder("live")) if is_first() else None,
-        grid_folder=grids,
+        on_row=on_row,
+        grid_folder=run.resume_folder / "grids",
     )
+
+
+def main(run: Run) -> None:
+    """Write ``tokenizer.safetensors``, ``history.csv``, and for those who watch ``live/`` and ``grids/``."""
+    row = run.parameters.rows[run.name]
+    tokenizer, history = train(run, run.name, run.seed, _draw(run.output_folder("live")) if is_first() else None)
     if not is_first():
         return
     tokenizer.save(run.output("tokenizer.safetensors"))
     write_history(run.output("history.csv"), history)
-    copy_folder(grids, run.output_folder("grids"))
+    copy_folder(run.resume_folder / "grids", run.output_folder("grids"))
     last = history[-1]
     print(f"{row.label}: error {last['reconstruction']:.5f}, usage in training {last['usage']:.1%}")
 

@@ -56,11 +56,13 @@ CONTENT = {
     "study": "smoke-photos",
     "scale": "smoke",
     "dataset": "photos",
+    "selection": "main",
     "seed": 0,
     "threads": 1,
     "codebook_size": 1024,
     "code_dim": 32,
     "steps": 10,
+    "shapes": {"ratio": {"base": 4}, "scales": [1, 2]},
     "train_crops": 160,
     "validation_crops": 40,
     "flip": True,
@@ -76,6 +78,7 @@ CONTENT = {
     },
     "evaluation_sets": {},
     "evaluated_elsewhere": [],
+    "mapped_rows": ["vq"],
     "train_extractor": {
         "name": "photos",
         "steps": 3,
@@ -112,7 +115,7 @@ CONTENT = {
         "residual_blocks": 1,
         "attention": False,
         "latent_channels": 32,
-        "pixel_shuffle": 4,
+        "pixel_shuffle": {4: 4, 8: 4},
         "schedule": WARM_UP,
     },
     "small_experiments": {
@@ -165,6 +168,7 @@ CONTENT = {
         "batch_size": 25,
         "precision": "float32",
         "cfg_scale": 1.5,
+        "cfg_scale_of": {"vq": None},
         "cfg_start": 0,
         "temperature": 1.0,
         "top_k": 0,
@@ -173,6 +177,7 @@ CONTENT = {
     "sweep_guidance": {"scales": [1.0, 2.0], "count": 40},
     "swept_generators": {"vq": True},
     "rows": {"vq": ROW, "fvq": {**ROW, "label": "FVQ", "quantizer": "fvq", "bridge": BRIDGE}},
+    "repeats": {"seeds": [], "rows": ["vq"]},
     "cached_rows": ["vq"],
     "generators": {"vq": GENERATOR},
 }
@@ -313,6 +318,24 @@ def test_any_source_of_images(load):
     assert load({"prepare_data": folder}).prepare_data.folder == "~/images"
 
 
+def test_a_row_can_have_its_own_warm_up(load):
+    parameters = load({"rows.fvq.warmup": 0})
+    assert (parameters.schedule("fvq").warmup, parameters.schedule("vq").warmup) == (0, 0.1)
+
+
+def test_a_generator_can_have_its_own_guidance(load):
+    own, shared = load({"sample.cfg_scale_of": {"vq": 3.0}}).sample.of("vq"), load({}).sample.of("vq")
+    assert (own.cfg_scale, shared.cfg_scale) == (3.0, 1.5)
+    assert own.model_copy(update={"cfg_scale": 1.5}) == shared
+
+
+def test_two_rows_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(CONTENT).replace("\n  vq:\n    annealing", "\n  fvq:\n    annealing"))
+    with pytest.raises(UserError, match="fvq is there twice"):
+        load_parameters(path)
+
+
 WRONG = [
     # keys
     ({"seeed": 1}, "seeed: is no known parameter"),
@@ -320,6 +343,14 @@ WRONG = [
     ({"train_tokenizer.batchsize": 3}, "train_tokenizer.batchsize: is no known parameter"),
     ({"train_tokenizer.batch_size": GONE}, "train_tokenizer.batch_size: is missing"),
     ({"rows.vq.ratio": GONE}, "rows.vq.ratio: is missing"),
+    ({"rows.fvq.label": "VQ"}, "rows.fvq.label: another row is called 'VQ' too"),
+    ({"rows.fvq.warmup": 1}, "rows.fvq.warmup"),
+    ({"repeats.rows": ["vqq"]}, "repeats.rows: there is no row vqq"),
+    ({"repeats.seeds": [1, 0]}, "repeats.seeds: 0 is the study's own seed"),
+    ({"repeats.seeds": [1, 2, 1]}, "repeats.seeds: names 1 twice"),
+    ({"sample.cfg_scale_of": {"vq": 1, "xl": 2}}, "sample.cfg_scale_of.xl: there is no generator xl"),
+    ({"sample.cfg_scale_of": {}}, "sample.cfg_scale_of.vq: is missing"),
+    ({"train_tokenizer.pixel_shuffle": {8: 4}}, "rows.vq: train_tokenizer.pixel_shuffle has no entry for ratio 4"),
     ({"rows.fvq.bridge.dept": 3}, "rows.fvq.bridge.dept: is no known parameter"),
     ({"train_tokenizer.schedule.shape": "linear"}, "train_tokenizer.schedule.shape: is no known parameter"),
     (

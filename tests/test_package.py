@@ -21,7 +21,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_is_typed_and_holds_the_library_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "fvq/py.typed" in names
-    assert "fvq/study/paper_tables.yaml" in names and "fvq/study/report.html.j2" in names
+    assert {f"fvq/study/page/{name}" for name in ("page.html.j2", "style.css", "script.js")} < set(names)
+    assert "fvq/study/paper_tables.yaml" in names
     assert {name.split("/")[0] for name in names} == {"fvq", "fvq-0.1.0.dist-info"}
 
 

@@ -1,6 +1,7 @@
 """The chain on photographs that stay where they are: manifests, random crops, further evaluation sets, other tokens."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
         *("prepare_data.train=data/photos", "prepare_data.image_size=32", "train_tokenizer.crop=[0.8,1.0]"),
         *(f"+evaluation_sets.elsewhere={elsewhere}", "evaluated_elsewhere=[fvq,rq]"),
         *(f"+rows.rq={RESIDUAL}", f"+rows.var={MULTISCALE}", "train_extractor.batch_size=16"),
+        *("repeats.seeds=[1]", "repeats.rows=[vq]"),
     )
     project.commit("Photographs of one's own")
     project.run("dvc", "repro")
@@ -81,6 +83,32 @@ def test_further_evaluation_sets_have_their_own_figures(finished: Project) -> No
     assert not (finished.path / STUDY / "evaluate_elsewhere" / "vq").exists()
 
 
+def test_a_repeated_row_has_its_own_seed_and_the_same_protocol(finished: Project) -> None:
+    first = read_record(finished.path / STUDY / "evaluate_tokenizer" / "vq" / "metrics.json")
+    again = read_record(finished.path / STUDY / "evaluate_repeat" / "vq-1" / "metrics.json")
+    assert (first.values["seed"], again.values["seed"]) == (0, 1)
+    assert again.protocol == first.protocol
+    assert again.figures["mse"] != first.figures["mse"]
+    recorded = json.loads((finished.path / STUDY / "repeat_tokenizer" / "vq-1" / "provenance.json").read_text())
+    assert (recorded["seed"], recorded["parameters"]["rows.vq"]["quantizer"]) == (1, "vq")
+    assert "± " in (finished.path / "reports/tables/table_1.md").read_text()
+
+
+def test_another_seed_retrains_no_row(finished: Project) -> None:
+    path = finished.path / "params.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("  seeds:\n  - 1\n", "  seeds:\n  - 1\n  - 2\n"))
+    try:
+        lines = finished.run("dvc", "repro").stdout.splitlines()
+        ran = [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+        assert ran == ["list_further", "repeat_tokenizer@vq-2", "evaluate_repeat@vq-2", "render"]
+    finally:
+        path.write_text(before)
+        for stage in ("repeat_tokenizer", "evaluate_repeat"):
+            shutil.rmtree(finished.path / STUDY / stage / "vq-2")
+        finished.run("dvc", "repro")
+
+
 def test_what_was_out_of_the_ordinary_was_told(finished: Project) -> None:
     (finished.path / STUDY / "prepare_data/train.parquet").unlink()
     told = finished.run(sys.executable, "-m", "pipeline.prepare_data").stdout
@@ -99,8 +127,10 @@ def test_a_new_further_set_retrains_nothing(finished: Project) -> None:
     try:
         assert finished.would_run() == [
             "prepare_evaluation_set@elsewhere",
+            "list_further",
             "evaluate_elsewhere@fvq",
             "evaluate_elsewhere@rq",
+            "render",
         ]
     finally:
         path.write_text(before)

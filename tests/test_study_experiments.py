@@ -14,6 +14,7 @@ from test_study_fabricated import (
     fabricate,
     history,
     parameters,
+    record_outputs,
     sizes,
     trajectories,
     write_json,
@@ -23,8 +24,8 @@ from test_study_fabricated import (
 
 from fvq.runtime.errors import UserError
 from fvq.study import observations, render_study
+from fvq.study.drawings.figures import figure_bytes, study_figures
 from fvq.study.experiments import SizeCurve, read_trajectories
-from fvq.study.figures import figure_bytes, study_figures
 from fvq.study.history import read_history
 from fvq.study.results import read_study
 
@@ -95,6 +96,7 @@ def test_maps_of_rows_that_the_study_no_longer_has_are_ignored(results):
 
 def test_sizes_smallest_first(broken):
     write_lines(broken / "small_experiments" / "sizes.csv", sizes()[::-1][12:] + sizes()[-12:])
+    record_outputs(broken)
     curves = read_study(broken, parameters()).sizes
     assert [curve.codebook_size for curve in curves] == [64, 256, 1024]
     assert curves[2].loss.tolist() == [line["loss"] for line in sizes() if line["codebook_size"] == 1024]
@@ -125,6 +127,7 @@ def test_watched_steps_may_be_fewer_than_the_lines(tmp_path):
 
 
 def refused(results, match):
+    record_outputs(results)
     with pytest.raises(UserError, match=match) as caught:
         read_study(results, parameters())
     assert "\n" not in str(caught.value)
@@ -334,16 +337,18 @@ def test_windows_of_different_sizes_stand_in_the_cells(study):
     window = dataclasses.replace(rows[1].history.sliding, tokens=1024)
     rows[0] = dataclasses.replace(rows[0], history=dataclasses.replace(rows[0].history, sliding=None))
     rows[1] = dataclasses.replace(rows[1], history=dataclasses.replace(rows[1].history, sliding=window))
-    *_, (_, shared, cells) = observations.usage_ways(dataclasses.replace(study, rows=tuple(rows)))
-    assert shared == ""
-    assert cells[0] == ("—", "")
-    assert cells[1] == ("11.7%", "1,024 tokens, ceiling 63.2%")
-    assert cells[2][1] == "65,536 tokens, ceiling 100%"
+    *_, way = observations.usage_ways(dataclasses.replace(study, rows=tuple(rows)))
+    assert way.sample == ""
+    assert (way.cells[0].text, way.cells[0].detail, way.cells[0].value) == ("—", "", None)
+    assert (way.cells[1].text, way.cells[1].detail) == ("11.7%", "1,024 tokens, ceiling 63.2%")
+    assert way.cells[2].detail == "65,536 tokens, ceiling 100%"
+    assert way.cells[2].run == study.run("train_tokenizer", "mlp5")
 
 
 def test_older_histories_still_render(broken, tmp_path):
     for position, row in enumerate(parameters()["rows"]):
         write_lines(broken / "train_tokenizer" / row / "history.csv", history(row, position, watched=False))
+    record_outputs(broken)
     written = render_study(broken, tmp_path / "reports", parameters())
     assert "stability.svg" not in {path.name for path in written}
     text = words((tmp_path / "reports" / "index.html").read_text(encoding="utf-8"))
@@ -355,6 +360,7 @@ def test_older_histories_still_render(broken, tmp_path):
 def test_a_study_whose_rows_have_no_mapped_codes(broken, tmp_path):
     columns, _ = code_maps()
     write_table(broken / "map_codes" / "code_map.parquet", "code_map", columns | {"row": ["old"] * len(columns["row"])})
+    record_outputs(broken)
     written = render_study(broken, tmp_path / "reports", parameters())
     assert "code_map.svg" not in {path.name for path in written}
     page = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
@@ -423,6 +429,10 @@ def test_annealing_is_compared_between_rows_that_differ_in_nothing_else(study):
     )
     alone = dataclasses.replace(study, rows=study.rows[:4])
     assert observations.annealing(alone) == ""
+    *others, without = study.rows
+    for changed in ({"warmup": 0}, {"quantizer": "simvq", "bridge": None}):
+        other = dataclasses.replace(without, settings=without.settings | changed)
+        assert observations.annealing(dataclasses.replace(study, rows=(*others, other))) == ""
 
 
 def test_bounds_are_described_as_they_were_seen(study):

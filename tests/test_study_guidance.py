@@ -8,17 +8,18 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
-from test_study_fabricated import fabricate, on_inception, parameters, provenance, write_lines
-from test_study_render import Page, contents
+from test_study_fabricated import fabricate, on_inception, parameters, provenance, record_outputs, write_lines
+from test_study_render import STEMS, Page, contents
 
 from fvq.runtime.errors import UserError
 from fvq.study import render_study
-from fvq.study.figures import figure_bytes, usage_figure
+from fvq.study.drawings.drawing import Drawing
+from fvq.study.drawings.figures import figure_bytes, study_figures, usage_figure
+from fvq.study.drawings.guidance import guidance_figure
+from fvq.study.drawings.style import STYLE
 from fvq.study.guidance import images_in_words, nearest_in_words
-from fvq.study.guidance_figure import guidance_figure
-from fvq.study.guidance_table import guidance_headings
 from fvq.study.results import read_study
-from fvq.study.style import STYLE
+from fvq.study.tables.guidance import guidance_table
 
 # scale: samples, precision, recall, score, distance
 SWEEPS = {
@@ -67,19 +68,31 @@ def study(results):
     return read_study(results, swept("fvq_l", "vq"))
 
 
+def few_figures(study, folder):
+    """In place of all plots, which take long: empty ones, and that of the sweeps as files."""
+    folder.mkdir()
+    if study.sweeps:
+        for kind in ("svg", "png"):
+            (folder / f"guidance.{kind}").write_bytes(figure_bytes(draw(study), kind, "guidance"))
+    return dict.fromkeys(STEMS, Drawing("<svg></svg>", ()))
+
+
+def rendered(results, folder, parameters):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fvq.study.render.write_figures", few_figures)
+        render_study(results, folder, parameters)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def reports(results, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study") / "reports"
-    render_study(results, folder, swept("fvq_l", "vq"))
-    return folder
+    return rendered(results, tmp_path_factory.mktemp("study") / "reports", swept("fvq_l", "vq"))
 
 
 @pytest.fixture(scope="module")
 def without(results, tmp_path_factory):
     """The reports of the same results where nothing is swept."""
-    folder = tmp_path_factory.mktemp("without") / "reports"
-    render_study(results, folder, swept())
-    return folder
+    return rendered(results, tmp_path_factory.mktemp("without") / "reports", swept())
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -113,6 +126,7 @@ def broken(results, tmp_path):
 
 
 def refused(results, match):
+    record_outputs(results)
     with pytest.raises(UserError, match=match) as caught:
         read_study(results, swept("fvq_l"))
     assert "\n" not in str(caught.value)
@@ -203,6 +217,10 @@ def test_the_plot_is_repeatable_and_keeps_labels_as_text(study):
 
 def test_the_table_marks_the_best_of_each_sweep(reports):
     text = (reports / "tables/guidance.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert len(links) == 5 * 4 and all((reports / "tables" / link).is_file() for link in links)
+    assert links[0].endswith("/sweep_guidance/fvq_l/provenance.json")
+    text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", text)
     rows = [line for line in text.splitlines() if line.startswith("| LlamaGen")]
     assert rows == [
         "| LlamaGen on FVQ | 1 | 88.1 | 2.51 | 0.31 | 0.44 |",
@@ -220,6 +238,7 @@ def test_latex_is_balanced(reports):
     text = (reports / "tables/guidance.tex").read_text(encoding="utf-8")
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     assert {line.count("&") for line in text.splitlines() if " & " in line} == {5}
+    assert "% fvq_l: " in text and "sweep_guidance/fvq_l/provenance.json" in text
     assert r"fd\_photos $\downarrow$" in text
     assert r"\textbf{61.2}" in text
 
@@ -228,6 +247,9 @@ def test_csv_is_in_full_precision(reports):
     with (reports / "tables/guidance.csv").open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
     written = [{"row": name, **line} for name in ("fvq_l", "vq") for line in lines(name)]
+    for line in found:
+        assert line.pop("provenance").endswith(f"sweep_guidance/{line['row']}/provenance.json")
+        assert line.pop("seed") == "7"
     assert [{key: value if key == "row" else float(value) for key, value in line.items()} for line in found] == written
 
 
@@ -236,7 +258,7 @@ def test_only_inception_features_give_an_fid(broken):
     write_sweep(broken, "vq", [{renamed.get(name, name): value for name, value in row.items()} for row in lines("vq")])
     found = read_study(broken, swept("vq"))
     assert found.sweeps[0].distance.tolist() == [120.5, 140.25]
-    assert guidance_headings(found)[2:4] == ["FID ↓", "inception_score ↑"]
+    assert [column.heading for column in guidance_table(found).columns[2:4]] == ["FID ↓", "inception_score ↑"]
     assert draw(found).axes[0].get_title(loc="left") == "FID, lower is better"
 
 
@@ -259,6 +281,8 @@ def test_the_page_shows_the_sweep(reports):
         assert kind in page.addresses
         assert (reports / kind).is_file()
     assert '<th class="number">sweep guidance</th>' in html
+    # Unrounded, and with the run that measured it.
+    assert 'data-value="88.123456"><a class="source" href="#run-sweep_guidance-fvq_l"' in html
     assert "33.0 s" in text
 
 
@@ -267,9 +291,11 @@ def test_numbers_of_images_that_differ_are_both_named(study):
     assert images_in_words([study.sweeps[0], other]).startswith("500 or 2,000 images a scale")
 
 
-def test_without_a_sweep_nothing_of_it_is_there(reports, without):
+def test_without_a_sweep_nothing_of_it_is_there(results, reports, without):
     html = (without / "index.html").read_text(encoding="utf-8")
     assert "guidance" not in html.lower()
+    assert "guidance" not in study_figures(read_study(results, swept()))
+    assert "guidance" in study_figures(read_study(results, swept("vq")))
     added = {f"figures/guidance.{kind}" for kind in ("svg", "png")}
     added |= {f"tables/guidance.{kind}" for kind in ("md", "tex", "csv")}
     both, alone = contents(reports), contents(without)

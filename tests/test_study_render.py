@@ -1,22 +1,30 @@
 """Reports from fabricated results: what they show, that they are whole, escaped and repeatable; what they refuse."""
 
+import base64
 import csv
 import errno
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_study_fabricated import (
+    change_figures,
     fabricate,
+    fabricate_elsewhere,
+    fabricate_repeats,
     generator_metrics,
     on_inception,
     parameters,
     pictures,
+    record_outputs,
     tokenizer_metrics,
     write_json,
 )
@@ -24,11 +32,18 @@ from test_study_fabricated import (
 from fvq.evaluate.record import OF_NEIGHBOURS
 from fvq.runtime.errors import UserError
 from fvq.study import render_study
-from fvq.study.formats import escape_latex, to_markdown
+from fvq.study.claims.verdicts import judge
+from fvq.study.drawings.drawing import Drawing
+from fvq.study.page.images import fitting_grid, strip_uri
+from fvq.study.page.provenance import anchor, titled_commands
+from fvq.study.page.report import render_report, usage_samples
 from fvq.study.render import headline_figures
 from fvq.study.results import read_study
-from fvq.study.tables import build_tables
+from fvq.study.tables.build import build_tables
+from fvq.study.tables.guidance import guidance_table
 
+COMMANDS = {"": "dvc repro", "evaluate_tokenizer@fvq": "dvc exp run -S 'a=<b>' evaluate_tokenizer@fvq"}
+STEMS = ("usage", "reconstruction_error", "trajectories", "code_map", "codebook_sizes", "stability", "guidance")
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -61,10 +76,22 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+def page_of(study):
+    """The page of a study with empty plots."""
+    return render_report(
+        study,
+        dict.fromkeys(STEMS, Drawing("<svg></svg>", ())),
+        [],
+        claims=judge(study),
+        tables=build_tables(study),
+        guidance=guidance_table(study),
+    )
+
+
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
-    written = render_study(fabricate(root / "results" / "smoke-photos"), root / "reports", parameters())
+    written = render_study(fabricate(root / "results" / "smoke-photos"), root / "reports", parameters(), COMMANDS)
     return root, written
 
 
@@ -90,7 +117,8 @@ def page(reports):
 def test_all_files_are_named_and_there(rendered, reports):
     names = {path.relative_to(reports).as_posix() for path in rendered[1]}
     assert names == {path.relative_to(reports).as_posix() for path in reports.rglob("*") if path.is_file()}
-    assert {"index.html", "usage.csv", "metrics.json", "tables/table_5.tex", "figures/usage.svg"} <= names
+    assert {"index.html", "usage.csv", "metrics.json", "verdicts.json", "figures/usage.svg"} <= names
+    assert {f"tables/table_{number}.{kind}" for number in range(1, 12) for kind in ("md", "tex", "csv")} <= names
     assert {"figures/samples_fvq_l.png", "figures/reconstructions.png"} <= names
     for stem in ("trajectories", "code_map", "codebook_sizes", "stability"):
         assert {f"figures/{stem}.svg", f"figures/{stem}.png"} <= names
@@ -98,7 +126,7 @@ def test_all_files_are_named_and_there(rendered, reports):
 
 
 def test_page_needs_no_network_and_its_links_exist(page, reports):
-    assert page.tags.isdisjoint({"script", "link", "iframe", "object"})
+    assert page.tags.isdisjoint({"link", "iframe", "object"})
     for address in page.addresses:
         assert not re.match(r"(https?:)?//", address)
         if not address.startswith(("#", "data:image/png;base64,")):
@@ -106,6 +134,7 @@ def test_page_needs_no_network_and_its_links_exist(page, reports):
     html = (reports / "index.html").read_text(encoding="utf-8")
     assert "@import" not in html
     assert not re.search(r"url\((?!#)", html)
+    assert not re.search(r"<script[^>]*\bsrc\b|\beval\(|\bfetch\(|\bimport\(|XMLHttpRequest", html)
 
 
 def test_page_ids_are_unique_and_internal_links_lead_somewhere(page):
@@ -142,144 +171,114 @@ def test_class_names_are_escaped(page, reports):
 
 
 def test_page_has_a_strip_of_images_for_each_row_and_class(page):
-    assert page.images == 1 + 5 + 2 * 3
+    assert page.images == 1 + 2 * 5 + 2 * 3
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def table(reports, name):
-    return (reports / "tables" / name).read_text(encoding="utf-8")
-
-
-def markdown_cells(text, containing):
-    line = next(line for line in text.splitlines() if containing in line)
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_markdown_puts_measured_beside_paper(reports):
-    cells = markdown_cells(table(reports, "table_1.md"), "| FVQ |")
-    assert cells[:7] == ["FVQ", "16×16", "16,384", "256", "1.30", "0.13", "100%"]
-    assert cells[7:13] == ["FVQ", "8×8", "1,024", "64", "**25.0** (± 0.4; at ∞: 23.5)", "—"]
-    assert cells[13] == "**100%** (256,000 tokens, ceiling 100%)"
-    assert markdown_cells(table(reports, "table_1.md"), "9.21")[7] == "plain VQ"
-    assert markdown_cells(table(reports, "table_5.md"), "linear+Annealing")[4:6] == ["linear", "1,024"]
-    assert markdown_cells(table(reports, "table_5.md"), "| plain VQ")[0] == "(not in the paper's table)"
-    generator = markdown_cells(table(reports, "table_2.md"), "FVQ-L")
-    marked = ["**61.7** (± 0.9)", "**3.46**", "**0.46**", "**0.29**"]
-    assert generator[5:] == ["0.84", "0.56", "LlamaGen on FVQ", "12.3k", *marked]
-
-
-def test_markdown_rows_have_one_width(reports):
-    for path in (reports / "tables").glob("*.md"):
-        widths = {line.count("|") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")}
-        assert len(widths) == 1
-
-
-def test_second_best_is_marked_once_and_equal_figures_share_the_best(reports):
-    text = table(reports, "table_5.md")
-    assert text.count("<u>48.8</u>") == 1
-    assert text.count("**100%**") == 2
-    assert "<u>97.6%</u>" in text
-
-
-def test_latex_is_balanced_and_escaped(reports):
-    text = table(reports, "table_1.tex")
-    widths = {
-        line.count("&") - line.count(r"\&") for line in text.splitlines() if line.endswith(r"\\") and " & " in line
-    }
-    assert widths == {1, 13}  # the line over the headings, and the rest
-    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
-    assert r"rfd\_photos $\downarrow$" in text
-    assert r"\textbf{25.0}" in text and r"\underline{48.8}" in text and r"IBQ\dag{}" in text
-    assert not re.search(r"(?<!\\)%(?! needs|$)", text, re.MULTILINE)
-    assert r"\toprule" in text and r"\bottomrule" in text
-
-
-def test_latex_escapes_whatever_a_label_holds():
-    assert escape_latex(r"50% of $x_1$ & #{a}~^\b") == (
-        r"50\% of \$x\_1\$ \& \#\{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}b"
+def test_commands_stand_on_the_page(page, reports):
+    for command in COMMANDS.values():
+        assert command in page.text
+    assert "#commands" in page.addresses
+    assert (
+        "<b>" not in (reports / "index.html").read_text(encoding="utf-8").replace("<b class", "").split("commands")[-1]
     )
 
 
-def test_csv_is_tidy_and_in_full_precision(reports):
-    with (reports / "tables" / "table_1.csv").open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    values = {(line["source"], line["row"], line["figure"]): line for line in lines}
-    assert len(values) == len(lines)
-    assert values["measured", "fvq", "rfd_photos"]["value"] == "25.04567"
-    assert float(values["measured", "vq", "usage"]["value"]) == 25 / 1024
-    assert values["measured", "vq", "usage_tokens"]["value"] == "256000"
-    assert values["paper", "llamagen_256", "usage"]["value"] == "0.29%"
-    assert values["paper", "llamagen_256", "usage"]["beside"] == "vq"
-    assert values["measured", "linear", "usage"]["beside"] == ""
-    assert values["measured", "fvq", "samples"]["value"] == "4000"
-    assert values["measured", "fvq", "rfd_photos_spread"]["value"] == "0.384"
-    assert float(values["measured", "fvq", "rfd_photos_infinity"]["value"]) == pytest.approx(23.54567)
+def test_without_commands_there_is_no_place_for_them(results):
+    html = page_of(read_study(results, parameters()))
+    assert "#commands" not in html and 'class="copy"' not in html
 
 
-def test_only_inception_features_give_an_fid(results):
-    on_inception(results)
-    study = read_study(results, parameters())
-    reconstruction, generation, _ = (to_markdown(table) for table in build_tables(study))
-    assert "measured: rFID ↓" in reconstruction
-    assert r"measured: FID ↓ | measured: inception\_score ↑" in generation
-    assert "photos 32×32, FID on Inception" in reconstruction
-    assert headline_figures(study)["fvq.rfid"] == 25.04567
+def test_commands_are_called_after_what_they_make(results):
+    changes = fabricate_repeats(results, ["fvq"], [1]) | fabricate_elsewhere(results, ["fvq"], ["coco", "plain"])
+    stages = ("evaluate_tokenizer@fvq", "evaluate_elsewhere@fvq", "evaluate_repeat@fvq-1")
+    stages += ("evaluate_generator@fvq_l", "sweep_guidance@fvq_l")
+    study = read_study(results, parameters(**changes), {stage: f"dvc repro {stage}" for stage in stages})
+    assert [title for title, _ in titled_commands(study)] == [
+        "FVQ",
+        "FVQ on coco, plain",
+        "FVQ, seed 1",
+        "LlamaGen on FVQ",
+        "LlamaGen on FVQ: scales of guidance",
+    ]
 
 
-def test_lpips_stands_in_the_table_where_it_was_measured(results):
-    for position, row in enumerate(parameters()["rows"]):
-        metrics = tokenizer_metrics(row) | {"lpips_alex": 0.2 + position / 100}
-        del metrics["protocol_lpips_alex"]
-        write_json(results / "evaluate_tokenizer" / row / "metrics.json", metrics)
-    text = to_markdown(build_tables(read_study(results, parameters()))[0])
-    assert markdown_cells(text, "9.21")[12] == "**0.200**"
+def test_what_usage_was_counted_over_is_told_once(results):
+    study = read_study(results, parameters(**fabricate_repeats(results, ["fvq"], [1, 2])))
+    assert usage_samples(study) == [("256,000 tokens, ceiling 100%", [row.label for row in study.rows])]
+
+
+def test_the_files_are_listed(page):
+    for name in ("verdicts.json", "metrics.json", "usage.csv", "tables/table_1.csv", "figures/usage.png"):
+        assert name in page.addresses
+
+
+def test_every_stage_has_a_line_with_its_record(page, rendered):
+    study = read_study(rendered[0] / "results" / "smoke-photos", parameters())
+    anchors = [anchor(run) for run in study.runs]
+    assert len(anchors) == len(set(anchors))
+    assert [name for name in page.ids if name.startswith("run-")] == anchors
+    assert "0123456789abcdef" * 2 in page.text
+
+
+def test_verdicts_are_counted_on_top(page, reports):
+    records = json.loads((reports / "verdicts.json").read_text(encoding="utf-8"))
+    times = Counter(record["verdict"] for record in records)
+    text = " ".join(" ".join(page.text).split())
+    assert sum(times.values()) == len(records) > 10
+    for verdict, words_of in (("holds", "hold"), ("fails", "fail"), ("not testable at this scale",) * 2):
+        number = times[verdict]
+        assert f"{number} {verdict if number == 1 else words_of}" in text
+    for position, record in enumerate(records, 1):
+        assert f"claim-{position}" in page.ids and f"#claim-{position}" in page.addresses
+        assert record["title"] in page.text
+
+
+def test_markdown_leads_to_the_records(reports):
+    text = (reports / "tables" / "table_5.md").read_text(encoding="utf-8")
+    links = set(re.findall(r"\]\(([^)]*)\)", text))
+    assert "../../results/smoke-photos/evaluate_tokenizer/fvq/provenance.json" in links
+    for link in links:
+        assert (reports / "tables" / link).is_file()
+
+
+def test_tables_without_a_measured_row_are_folded(reports):
+    html = (reports / "index.html").read_text(encoding="utf-8")
+    assert '<h3 id="table_5">' in html
+    assert '<summary id="table_4">Table 4' in html
+
+
+@pytest.mark.parametrize(("lines", "side"), [(11, 32), (75, 32), (5, 256), (75, 256), (3, 512)])
+def test_images_stay_within_their_budget(lines, side):
+    images = np.zeros((10, side, side, 3), np.uint8)
+    grid = fitting_grid(lines, images, 3_000_000)
+    line = Image.open(io.BytesIO(base64.b64decode(strip_uri(images, grid).partition(",")[2])))
+    assert lines * line.width * line.height * 3 < 3_200_000  # with the gaps between images
+    assert line.height == min(side, 64 if lines == 75 else 128)
+    # As many as there is room for.
+    assert grid.images == (3 if (lines, side) == (75, 256) else 10)
 
 
 # --- digits and protocols --------------------------------------------------------------------------------------------
 
 
-def change_all(results, stage, changes, gone=()):
-    """Change the figures of every row of a stage and take some away."""
-    for path in (results / stage).glob("*/metrics.json"):
-        kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in gone}
-        write_json(path, kept | changes)
+def words(html):
+    """The text of a page."""
+    return " ".join(" ".join(Page(html).text).split())
 
 
-def test_no_figure_has_more_digits_than_its_spread_supports(results, tmp_path):
-    change_all(results, "evaluate_tokenizer", {"rfd_photos_spread": 3.2, "rfd_photos_infinity": -1.234})
-    change_all(results, "evaluate_generator", {"fd_photos_spread": 12.0})
-    reports = tmp_path / "reports"
-    render_study(results, reports, parameters())
-    cells = markdown_cells(table(reports, "table_5.md"), "| FVQ |")
-    assert "**25** (± 3; at ∞: −1)" in cells
-    assert "**60** (± 10)" in markdown_cells(table(reports, "table_2.md"), "FVQ-L")
-    html = (reports / "index.html").read_text(encoding="utf-8")
-    text = " ".join(" ".join(Page(html).text).split())
-    assert "FVQ against MLP-5: −49%" in text and "LlamaGen on FVQ: rfd_photos 25, fd_photos 60;" in text
-    assert not re.search(r"\b(25\.0|61\.7|48\.8|125)\b", text)
-
-
-def test_three_digits_where_no_spread_was_measured(results, tmp_path):
-    change_all(results, "evaluate_tokenizer", {}, gone=("rfd_photos_spread", "rfd_photos_infinity"))
-    change_all(results, "evaluate_generator", {}, gone=("fd_photos_spread",))
-    reports = tmp_path / "reports"
-    render_study(results, reports, parameters())
-    assert "**25.0**" in markdown_cells(table(reports, "table_5.md"), "| FVQ |")
-    assert "**61.7**" in markdown_cells(table(reports, "table_2.md"), "FVQ-L")
-    text = " ".join(Page((reports / "index.html").read_text(encoding="utf-8")).text)
-    assert "± after" not in text and "at ∞" not in text
+def test_no_figure_has_more_digits_than_its_spread_supports(results):
+    uncertain = {"rfd_photos_spread": 3.2, "rfd_photos_infinity": -1.234}
+    change_figures(results, "evaluate_tokenizer/*/metrics.json", uncertain)
+    change_figures(results, "evaluate_generator/*/metrics.json", {"fd_photos_spread": 12.0})
+    text = words(page_of(read_study(results, parameters())))
+    assert "FVQ 25 ± 3, MLP-5 49 ± 3 (−49%" in text
+    assert "25 ± 3 at ∞: −1" in text
+    # The paper's own figures follow.
+    assert not re.search(r"\b(25\.0|61\.7|48\.8|125)\b", text.split("During training")[0])
 
 
 def test_the_number_of_images_stands_with_every_distance(reports):
-    for name in ("table_1", "table_5"):
-        for kind in ("md", "tex"):
-            text = table(reports, f"{name}.{kind}").replace("\\", "")
-            assert "rfd_photos compares the reconstructions of 4,000 images with the originals." in text
-            assert "from random halves of them" in text
-    assert "Measured on 2,000 samples a row against 4,000 reference images." in table(reports, "table_2.md")
-    text = " ".join(" ".join(Page((reports / "index.html").read_text(encoding="utf-8")).text).split())
+    text = words((reports / "index.html").read_text(encoding="utf-8"))
     assert "rfd_photos stands on 4,000 images, fd_photos on 2,000 samples a row against 4,000 reference images." in text
     assert "Over the 4,000 validation images." in text
 
@@ -295,59 +294,27 @@ def test_the_protocol_is_told_in_words(reports):
     assert ("SHA-256 of the reference", "01" * 32) in fields
     # What the tokenizers' evaluation has no figures of.
     assert "none" not in [value for name, value in fields if name != "resizing for it"]
-    assert "LPIPS is not measured here: no alexnet." in table(reports, "table_1.md")
 
 
-def test_precision_on_vgg16_has_its_own_name(results, tmp_path):
+def test_figures_that_are_named_after_their_protocol(results):
     changes = {"protocol": "torch-fidelity", "protocol_neighbours_on": "vgg16", "protocol_neighbours_sha256": "9" * 64}
     shares = {"precision_vgg16": 0.61, "recall_vgg16": 0.32}
-    change_all(results, "evaluate_generator", changes | shares, gone=("precision", "recall"))
-    render_study(results, tmp_path / "reports", parameters())
-    cells = markdown_cells(table(tmp_path / "reports", "table_2.md"), "FVQ-L")
-    assert cells[-2:] == ["0.61", "0.32"]
-    assert json.loads((tmp_path / "reports" / "metrics.json").read_text())["fvq_l.recall_vgg16"] == 0.32
-    html = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    change_figures(results, "evaluate_generator/*/metrics.json", changes | shares, gone=("precision", "recall"))
+    study = read_study(results, parameters())
+    assert headline_figures(study)["fvq_l.recall_vgg16"] == 0.32
+    html = page_of(study)
     assert "<dt>network of neighbours</dt><dd>vgg16</dd>" in html
-    assert "Precision and recall on the features of vgg16." in html
-
-
-def test_a_reference_of_stored_statistics_may_not_say_its_number(results):
-    change_all(results, "evaluate_generator", {"protocol_reference_images": "not known"})
-    text = to_markdown(build_tables(read_study(results, parameters()))[1])
-    assert "Measured on 2,000 samples a row against stored statistics of the reference." in text
-
-
-def test_figures_of_stored_jpegs_have_their_own_name(results):
-    renamed = {f"rfd_photos_jpeg75{end}": 25.0 for end in ("", "_spread", "_infinity")}
-    gone = ("rfd_photos", "rfd_photos_spread", "rfd_photos_infinity")
-    change_all(results, "evaluate_tokenizer", {**renamed, "protocol": "fvq-released"}, gone)
-    assert "measured: rfd_photos_jpeg75 ↓" in to_markdown(build_tables(read_study(results, parameters()))[0]).replace(
-        "\\", ""
-    )
+    assert "recall_vgg16 0.32" in words(html)
     on_inception(results)
-    study = read_study(results, parameters())
-    assert "measured: rFID of JPEGs ↓" in to_markdown(build_tables(study)[0])
-    assert headline_figures(study)["fvq.rfid_jpeg75"] == 25.0
+    assert headline_figures(read_study(results, parameters()))["fvq.rfid"] == 25.04567
 
 
-def test_float16_distances_have_their_own_names(results):
-    changes = {"protocol_distances": "float16", "precision_float16": 0.61, "recall_float16": 0.32}
-    change_all(results, "evaluate_generator", changes, gone=("precision", "recall"))
-    study = read_study(results, parameters())
-    text = to_markdown(build_tables(study)[1])
-    assert markdown_cells(text, "FVQ-L")[-2:] == ["0.61", "0.32"]
-    assert "float16 distances" in text
-    assert headline_figures(study)["fvq_l.recall_float16"] == 0.32
-
-
-def test_what_a_protocol_leaves_out_is_a_dash(results, tmp_path):
+def test_what_a_protocol_leaves_out_is_no_headline(results):
     left_out = dict.fromkeys(("protocol_score", *OF_NEIGHBOURS), "none")
     gone = ("precision", "recall", "is_photos", "is_photos_std")
-    change_all(results, "evaluate_generator", {**left_out, "protocol": "pytorch-fid"}, gone)
-    render_study(results, tmp_path / "reports", parameters())
-    cells = markdown_cells(table(tmp_path / "reports", "table_2.md"), "FVQ-L")
-    assert cells[-4:] == ["**61.7** (± 0.9)", "—", "—", "—"]
-    assert "fvq_l.precision" not in json.loads((tmp_path / "reports" / "metrics.json").read_text())
+    change_figures(results, "evaluate_generator/*/metrics.json", {**left_out, "protocol": "pytorch-fid"}, gone)
+    figures = headline_figures(read_study(results, parameters()))
+    assert "fvq_l.fd_photos" in figures and "fvq_l.precision" not in figures
 
 
 # --- for dvc ---------------------------------------------------------------------------------------------------------
@@ -385,8 +352,14 @@ def contents(folder):
 
 
 def test_same_results_give_the_same_bytes(rendered, reports, tmp_path):
-    render_study(rendered[0] / "results" / "smoke-photos", tmp_path / "again", parameters())
-    assert contents(tmp_path / "again") == contents(reports)
+    again = shutil.copytree(rendered[0] / "results", tmp_path / "results")
+    render_study(again / "smoke-photos", tmp_path / "reports", parameters(), COMMANDS)
+    new, old = contents(tmp_path / "reports"), contents(reports)
+    assert new.keys() == old.keys()
+    # The records that LaTeX and CSV name lie below the results' own path.
+    assert {
+        name for name in new if new[name] != old[name].replace(str(rendered[0]).encode(), str(tmp_path).encode())
+    } == set()
 
 
 def test_files_carry_no_date_and_no_software(reports):
@@ -395,28 +368,36 @@ def test_files_carry_no_date_and_no_software(reports):
         assert b"<dc:date>" not in data and b"<metadata>" not in data and b"Software" not in data
 
 
+def one_file(_, folder):
+    """In place of all plots."""
+    folder.mkdir()
+    (folder / "usage.svg").write_text("<svg></svg>")
+    return dict.fromkeys(STEMS, Drawing("<svg></svg>", ()))
+
+
 def test_full_disk_leaves_what_was_there(rendered, tmp_path, monkeypatch):
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     reports = tmp_path / "reports"
     (reports / "tables").mkdir(parents=True)
     (reports / "tables" / "table_1.md").write_text("before")
+    monkeypatch.setattr("fvq.study.render.write_figures", lambda _, folder: folder.mkdir() or {})
     monkeypatch.setattr("fvq.study.render.render_report", full_disk)
     with pytest.raises(OSError, match="No space left"):
         render_study(rendered[0] / "results" / "smoke-photos", reports, parameters())
     assert contents(reports) == {"tables/table_1.md": b"before"}
 
 
-def test_second_render_replaces_the_first_and_leaves_nothing_else(results, tmp_path):
-    reports = tmp_path / "reports"
-    render_study(results, reports, parameters())
+def test_second_render_replaces_the_first_and_leaves_nothing_else(results, tmp_path, rendered, monkeypatch):
+    reports = shutil.copytree(rendered[0] / "reports", tmp_path / "reports")
+    monkeypatch.setattr("fvq.study.render.write_figures", one_file)
     rows = {name: row for name, row in parameters()["rows"].items() if name != "mlp5"}
     written = render_study(results, reports, parameters(rows=rows, generators={}))
     assert {path for path in reports.rglob("*") if path.is_file()} == set(written)
     assert not (reports / "figures" / "samples_vq.png").exists()
     assert "MLP-5" not in (reports / "usage.csv").read_text()
-    assert "This study has no generator." in table(reports, "table_2.md")
+    assert "This study has no generator." in (reports / "tables" / "table_2.md").read_text()
 
 
 def test_importing_needs_no_torch():
@@ -429,6 +410,7 @@ def test_importing_needs_no_torch():
 
 def refused(results, reports, match, **changes):
     """Rendering stops with one line that holds ``match``, and what was there before stays."""
+    record_outputs(results)
     reports.mkdir()
     (reports / "index.html").write_text("before")
     with pytest.raises(UserError, match=match) as caught:
@@ -461,6 +443,13 @@ def test_missing_and_damaged_files_are_named(results, tmp_path, file, damage):
     else:
         path.write_bytes(path.read_bytes()[:20])
     refused(results, tmp_path / "reports", re.escape(str(path)))
+
+
+def test_figures_that_were_changed_by_hand_are_refused(results):
+    path = results / "evaluate_tokenizer" / "fvq" / "metrics.json"
+    write_json(path, json.loads(path.read_text()) | {"rfd_photos": 1.0})
+    with pytest.raises(UserError, match=r"fvq/metrics\.json: is not what evaluate_tokenizer@fvq wrote"):
+        read_study(results, parameters())
 
 
 def test_broken_header_of_generator_weights(results, tmp_path):
@@ -506,6 +495,7 @@ def test_missing_figures_of_a_generator_are_named(results, tmp_path):
         metrics = generator_metrics("fvq_l")
         del metrics[name]
         write_json(results / "evaluate_generator" / "fvq_l" / "metrics.json", metrics)
+        record_outputs(results)
         with pytest.raises(UserError, match=rf"fvq_l/metrics\.json: lacks {name}$"):
             read_study(results, parameters())
 

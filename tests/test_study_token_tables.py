@@ -1,13 +1,13 @@
 """The size of token tables in the study: read as written, on the page, and what is refused."""
 
 import re
+import shutil
 
 import pytest
 from test_study_fabricated import fabricate, parameters, write_json
-from test_study_render import Page
+from test_study_render import Page, page_of
 
 from fvq.runtime.errors import UserError
-from fvq.study import render_study
 from fvq.study.results import read_study
 
 SIZE = {
@@ -24,20 +24,25 @@ SIZE = {
 }
 
 
-@pytest.fixture
-def results(tmp_path):
-    folder = fabricate(tmp_path / "smoke-photos")
+@pytest.fixture(scope="module")
+def fabricated(tmp_path_factory):
+    folder = fabricate(tmp_path_factory.mktemp("results") / "smoke-photos")
     write_json(folder / "cache_tokens/fvq/size.json", SIZE)
     return folder
+
+
+@pytest.fixture
+def results(fabricated, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(fabricated, tmp_path / "smoke-photos")
 
 
 def text(html):
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
 
-def page(results, tmp_path):
-    render_study(results, tmp_path / "reports", parameters())
-    html = (tmp_path / "reports/index.html").read_text(encoding="utf-8")
+def page(results):
+    html = page_of(read_study(results, parameters()))
     Page(html)
     return text(html)
 
@@ -51,15 +56,15 @@ def test_as_written_of_the_rows_that_generators_learn_from(results):
     assert {name: getattr(tables[1], name) for name in kept} == {name: SIZE[name] for name in kept}
 
 
-def test_the_page_shows_them(results, tmp_path):
-    assert "FVQ 80,000 6.23 9.74 9.65 10 1.009 " in page(results, tmp_path)
+def test_the_page_shows_them(results):
+    assert "FVQ 80,000 6.23 9.74 9.65 10 1.009 " in page(results)
     write_json(results / "cache_tokens/fvq/size.json", {**SIZE, "entropy_bits_per_token": 0.0, "ratio": None})
-    assert "FVQ 80,000 6.23 9.74 0.00 10 none " in page(results, tmp_path)
+    assert "FVQ 80,000 6.23 9.74 0.00 10 none " in page(results)
 
 
-def test_without_one_nothing_of_it_is_there(results, tmp_path):
+def test_without_one_nothing_of_it_is_there(results):
     (results / "cache_tokens/fvq/size.json").unlink()
-    assert "Token tables" not in page(results, tmp_path)
+    assert "Token tables" not in page(results)
 
 
 @pytest.mark.parametrize(

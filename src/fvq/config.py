@@ -1,8 +1,9 @@
 """The run's parameters: ``params.yaml``, typed. A wrong key or value is one clear line that names it."""
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import yaml
@@ -62,6 +63,7 @@ class Row(_Parameters):
     epochs: float | None = Field(gt=0, description="passes over the training images; null where steps counts")
     steps: int | None = Field(ge=1, description="optimisation steps; null where epochs counts")
     annealing: Annealing = Field(description="how the learning rate falls after its constant part")
+    warmup: float | None = Field(default=None, ge=0, lt=1, description="null: train_tokenizer.schedule's")
     bridge: Bridge | None = Field(description="for the quantizer fvq, also as the inner one of others, else null")
     options: dict[str, Option] = Field(default_factory=dict, description="of other quantizers, see build_quantizer")
 
@@ -81,8 +83,29 @@ class TrainTokenizer(TokenizerTraining):
     residual_blocks: int = Field(ge=1, description="see Architecture")
     attention: bool = Field(description="see Architecture")
     latent_channels: int = Field(ge=1, description="see Architecture")
-    pixel_shuffle: int = Field(ge=1, description="see Architecture")
+    pixel_shuffle: dict[int, int] = Field(description="see Architecture, by ratio")
     schedule: WarmUp
+
+
+class Repeats(_Parameters):
+    """Rows that are trained and evaluated again with other seeds."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(description="none: nothing is repeated")
+    rows: tuple[Name, ...] = Field(description="which rows")
+
+    @field_validator("seeds", "rows")
+    @classmethod
+    def _differ(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if twice := [value for value, times in Counter(values).items() if times > 1]:
+            raise ValueError(f"names {twice[0]} twice")
+        return values
+
+
+class Repetition(NamedTuple):
+    """One row with one further seed."""
+
+    row: str
+    seed: int
 
 
 class ToyRun(_Parameters):
@@ -199,6 +222,13 @@ class Sample(SamplingSettings):
         ge=1, description="images sampled at once, null plans as many as memory holds; no image depends on it"
     )
     precision: Literal["float32", "bfloat16"] = Field(description="of the generator's weights and sums")
+    cfg_scale_of: dict[Name, Annotated[float, Field(ge=1)] | None] = Field(
+        description="for each generator a cfg_scale of its own, or null"
+    )
+
+    def of(self, generator: str) -> "Sample":
+        """The settings of one generator."""
+        return self.model_copy(update={"cfg_scale": self.cfg_scale_of[generator] or self.cfg_scale, "cfg_scale_of": {}})
 
 
 class SweepGuidance(_Parameters):
@@ -248,11 +278,13 @@ class Parameters(_Parameters):
     study: Name = Field(description="names the folder below results/")
     scale: Name = Field(description="the group of conf/scale that composed these parameters")
     dataset: Name = Field(description="the group of conf/dataset")
+    selection: Name = Field(description="the group of conf/study: which rows there are")
     seed: int = Field(ge=0, description="of everything that is drawn")
     threads: int = Field(ge=1, description="CPU threads of a stage, at most the cores it was given; sums depend on it")
     codebook_size: int = Field(ge=2, description="of the rows that do not fix their own")
     code_dim: int = Field(ge=1, description="of the rows that do not fix their own")
     steps: int | None = Field(ge=1, description="of the rows that do not fix their own")
+    shapes: dict[Name, Any] = Field(description="what conf/'s rows interpolate; nothing else reads it")
     train_crops: int | None = Field(ge=1, description="for data sets that are cut from larger pictures")
     validation_crops: int | None = Field(ge=1, description="for data sets that are cut from larger pictures")
     flip: bool = Field(description="whether mirror images are images of the same class")
@@ -260,6 +292,7 @@ class Parameters(_Parameters):
     prepare_data: PrepareData
     evaluation_sets: dict[Name, MeasuredSet] = Field(description="further images that rows are evaluated on")
     evaluated_elsewhere: tuple[Name, ...] = Field(description="the rows that are evaluated on them")
+    mapped_rows: tuple[Name, ...] = Field(description="the rows whose codes are mapped into the plane")
     train_extractor: Extractor
     train_tokenizer: TrainTokenizer
     small_experiments: SmallExperiments
@@ -272,6 +305,7 @@ class Parameters(_Parameters):
     sample: Sample
     sweep_guidance: SweepGuidance
     rows: dict[Name, Row] = Field(min_length=1)
+    repeats: Repeats
     recipes: dict[Name, Recipe] = Field(description="what a generator's recipe can be")
     generators: dict[Name, Generator]
     swept_generators: dict[Name, bool] = Field(description="for each generator, whether its guidance scale is swept")
@@ -292,9 +326,10 @@ class Parameters(_Parameters):
                 raise ValueError(f"generators.{name}: {_reason(error)}") from None
         if self.train_tokenizer.crop and not isinstance(self.prepare_data, Originals):
             raise ValueError("train_tokenizer.crop: needs prepare_data.source originals, others hold squares; use null")
-        for row in self.evaluated_elsewhere:
-            if row not in self.rows:
-                raise ValueError(f"evaluated_elsewhere: there is no row {row}")
+        for key, names in (("evaluated_elsewhere", self.evaluated_elsewhere), ("mapped_rows", self.mapped_rows)):
+            for row in names:
+                if row not in self.rows:
+                    raise ValueError(f"{key}: there is no row {row}")
         if self.evaluated_elsewhere and not self.evaluation_sets:
             raise ValueError("evaluated_elsewhere: names rows, and evaluation_sets is empty")
         for name, chosen in self.evaluation_sets.items():
@@ -308,6 +343,19 @@ class Parameters(_Parameters):
             raise ValueError(
                 f"cached_rows: must name the generators' rows once each: {', '.join(sorted(wanted)) or 'none'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_differ(self) -> Self:
+        labels = Counter(row.label for row in self.rows.values())
+        for name, chosen in self.rows.items():
+            if labels[chosen.label] > 1:
+                raise ValueError(f"rows.{name}.label: another row is called {chosen.label!r} too")
+        for name in self.repeats.rows:
+            if name not in self.rows:
+                raise ValueError(f"repeats.rows: there is no row {name}")
+        if self.seed in self.repeats.seeds:
+            raise ValueError(f"repeats.seeds: {self.seed} is the study's own seed")
         return self
 
     @model_validator(mode="after")
@@ -329,6 +377,16 @@ class Parameters(_Parameters):
             raise ValueError(f"{block}.protocol: {protocol} needs prepare_data.image_size {wanted.size}, not {size}")
         if crop not in (None, wanted.crop):
             raise ValueError(f"{block}.protocol: {protocol} needs {images}.center_crop {wanted.crop}, not {crop}")
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Self:
+        for name in self.sample.cfg_scale_of:
+            if name not in self.generators:
+                raise ValueError(f"sample.cfg_scale_of.{name}: there is no generator {name}")
+        for name in self.generators:
+            if name not in self.sample.cfg_scale_of:
+                raise ValueError(f"sample.cfg_scale_of.{name}: is missing; null takes sample.cfg_scale")
+        return self
 
     @model_validator(mode="after")
     def _sweep_fits(self) -> Self:
@@ -380,22 +438,28 @@ class Parameters(_Parameters):
                 raise ValueError(f"small_experiments.toy_runs: {toy.label}: {error}") from None
         return self
 
+    @property
+    def repetitions(self) -> dict[str, Repetition]:
+        """What ``repeats`` asks for, under names such as ``fvq-1``."""
+        return {f"{row}-{seed}": Repetition(row, seed) for row in self.repeats.rows for seed in self.repeats.seeds}
+
     def tokenizer_config(self, row: str) -> TokenizerConfig:
         """The tokenizer of a row; ValueError where its ratio has no multipliers or sizes do not fit."""
         chosen, shared = self.rows[row], self.train_tokenizer
-        if chosen.ratio not in shared.multipliers:
-            raise ValueError(f"train_tokenizer.multipliers has no entry for ratio {chosen.ratio}")
+        for name, by_ratio in (("multipliers", shared.multipliers), ("pixel_shuffle", shared.pixel_shuffle)):
+            if chosen.ratio not in by_ratio:
+                raise ValueError(f"train_tokenizer.{name} has no entry for ratio {chosen.ratio}")
         architecture = Architecture(
             channels=shared.channels,
             multipliers=shared.multipliers[chosen.ratio],
             residual_blocks=shared.residual_blocks,
             attention=shared.attention,
             latent_channels=shared.latent_channels,
-            pixel_shuffle=shared.pixel_shuffle,
+            pixel_shuffle=shared.pixel_shuffle[chosen.ratio],
         )
         if architecture.ratio != chosen.ratio:
             raise ValueError(
-                f"ratio is {chosen.ratio}, and train_tokenizer's pixel_shuffle ({shared.pixel_shuffle}) and "
+                f"ratio is {chosen.ratio}, and train_tokenizer's pixel_shuffle ({architecture.pixel_shuffle}) and "
                 f"multipliers ({len(architecture.multipliers)} levels) give {architecture.ratio}"
             )
         return TokenizerConfig(
@@ -412,7 +476,9 @@ class Parameters(_Parameters):
 
     def schedule(self, row: str) -> Schedule:
         """The learning-rate schedule of a row."""
-        return Schedule(**self.train_tokenizer.schedule.model_dump(), shape=self.rows[row].annealing)
+        chosen, shared = self.rows[row], self.train_tokenizer.schedule.model_dump()
+        own = {} if chosen.warmup is None else {"warmup": chosen.warmup}
+        return Schedule(**{**shared, **own}, shape=chosen.annealing)
 
     def generator_config(self, name: str, classes: int, tokenizer_sha256: str | None = None) -> LlamaGenConfig:
         """The generator of that name for ``classes`` classes; ValueError where sizes or its tokens do not fit.
@@ -449,6 +515,17 @@ def _reason(error: ValueError) -> str:
     return text.removeprefix("Value error, ")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses two entries of one name, such as two rows: plain YAML forgets the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for (_, key), times in keys.items():
+            if times > 1:
+                raise yaml.constructor.ConstructorError(problem=f"{key} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_parameters(path: Path | str = "params.yaml") -> Parameters:
     """Read and check the parameters.
 
@@ -457,7 +534,7 @@ def load_parameters(path: Path | str = "params.yaml") -> Parameters:
             another.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file (commands of the pipeline run in the repository's root)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

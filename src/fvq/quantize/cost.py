@@ -1,10 +1,14 @@
 """What a projector costs: multiply-adds of a pass over the codebook, and parameters."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fvq.quantize.bridge import VQBridge
 from fvq.quantize.checks import check_positive
+from fvq.quantize.codebook import mlp
 
 
 def multiply_adds(projector: nn.Module, codebook_size: int, code_dim: int) -> int:
@@ -29,6 +33,20 @@ def multiply_adds(projector: nn.Module, codebook_size: int, code_dim: int) -> in
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(projector, shapes, (codebook_kd,))
     return counter.get_total_flops() // 2
+
+
+def projector_costs(sizes: Iterable[int], code_dim: int) -> dict[tuple[str, int], int]:
+    """``multiply_adds`` of the paper's projectors by name and codebook size: ``linear``, ``mlp5`` and ``vqbridge``."""
+    with torch.device("meta"):
+        return {
+            (name, size): multiply_adds(projector, size, code_dim)
+            for size in sizes
+            for name, projector in (
+                ("linear", nn.Linear(code_dim, code_dim)),
+                ("mlp5", mlp(code_dim)),
+                ("vqbridge", VQBridge(size, code_dim)),
+            )
+        }
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fvq.evaluate.figure_names import distance_name, score_name, share_names
+from fvq.evaluate.figure_names import density_names, distance_name, kid_name, score_name, share_names
 from fvq.evaluate.record import NONE
 
 
@@ -22,4 +22,16 @@ def sample_figures(protocol: Mapping[str, str]) -> list[str]:
         *([] if protocol["protocol_score"] == NONE else [score_name(extractor)]),
         *([] if protocol["protocol_neighbours"] == NONE else neighbour_shares(protocol)),
         "samples",
+    ]
+
+
+def further_figures(protocol: Mapping[str, str]) -> list[str]:
+    """Those that an evaluation of samples has where it was asked for them: sFID, kernel distance, density, coverage."""
+    if not protocol:
+        return []
+    extractor, network = protocol["protocol_extractor"], protocol.get("protocol_neighbours_on", NONE)
+    return [
+        "sfid",
+        kid_name(extractor),
+        *([] if network == NONE else density_names(extractor, network)),
     ]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,21 @@ from fvq.runtime.text import count, expected, percent, significant, uniform_ceil
 from fvq.study.experiments import SizeCurve, Trajectory
 from fvq.study.history import Stability, Window
 from fvq.study.results import Study, TokenizerRow
-from fvq.study.verdicts import comparable
+from fvq.study.runs import StageRun
+from fvq.study.settings import differences
+from fvq.study.tables.cells import ABSENT, Cell
+
+
+@dataclass(frozen=True)
+class UsageWay:
+    """One way to count usage, a cell for each row.
+
+    ``sample`` are the tokens with their ceiling where all rows share them; else they stand in the cells.
+    """
+
+    heading: str
+    sample: str
+    cells: tuple[Cell, ...]
 
 
 def paths(trajectories: Sequence[Trajectory]) -> str:
@@ -78,7 +93,7 @@ def annealing(study: Study) -> str:
         f"{_late_switches(seen)} of the tokens with {row.label}, {_late_switches(beside)} with {other.label}"
         for row, seen in watched
         for other, beside in watched
-        if row.annealed and not other.annealed and _same_quantizer(row, other)
+        if row.annealed and not other.annealed and differences(row, other) <= {"annealing"}
     ]
     return f"A step in the last third of the training switches on average {'; '.join(pairs)}." if pairs else ""
 
@@ -98,23 +113,23 @@ def bounds(study: Study) -> str:
     )
 
 
-def usage_ways(study: Study) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Three ways to count usage: heading, tokens with their ceiling where all rows share them, a cell for each row.
-
-    A cell is the usage and, where the rows differ in that, the tokens with their ceiling.
-    """
+def usage_ways(study: Study) -> list[UsageWay]:
+    """Usage as counted on the validation tokens, in the training's last window and in the literature's sliding one."""
     ways = []
-    for heading, windows in (
-        ("Validation", [_validation(row) for row in study.rows]),
-        ("Last window", [row.history.last_window for row in study.rows]),
-        ("Sliding window", [row.history.sliding for row in study.rows]),
+    for heading, stage, windows in (
+        ("Validation", "evaluate_tokenizer", [_validation(row) for row in study.rows]),
+        ("Last window", "train_tokenizer", [row.history.last_window for row in study.rows]),
+        ("Sliding window", "train_tokenizer", [row.history.sliding for row in study.rows]),
     ):
-        cells = [_cell(window, row.settings["codebook_size"]) for row, window in zip(study.rows, windows, strict=True)]
-        samples = {detail for _, detail in cells if detail}
+        cells = [
+            _cell(window, row.settings["codebook_size"], study.run(stage, row.name))
+            for row, window in zip(study.rows, windows, strict=True)
+        ]
+        samples = {cell.detail for cell in cells if cell.detail}
         if len(samples) == 1:
-            ways.append((heading, samples.pop(), [(usage, "") for usage, _ in cells]))
+            ways.append(UsageWay(heading, samples.pop(), tuple(replace(cell, detail="") for cell in cells)))
         else:
-            ways.append((heading, "", cells))
+            ways.append(UsageWay(heading, "", tuple(cells)))
     return ways
 
 
@@ -122,15 +137,12 @@ def _validation(row: TokenizerRow) -> Window:
     return Window(row.figures["usage"], int(row.figures["usage_tokens"]))
 
 
-def _cell(window: Window | None, codebook_size: int) -> tuple[str, str]:
+def _cell(window: Window | None, codebook_size: int, run: StageRun) -> Cell:
     if window is None:
-        return "—", ""
+        return Cell(ABSENT)
     ceiling = expected(uniform_ceiling(window.tokens, codebook_size))
-    return percent(window.usage), f"{count(window.tokens)} tokens, ceiling {ceiling}"
-
-
-def _same_quantizer(row: TokenizerRow, other: TokenizerRow) -> bool:
-    return row.settings["quantizer"] == other.settings["quantizer"] and comparable(row, other)
+    detail = f"{count(window.tokens)} tokens, ceiling {ceiling}"
+    return Cell(percent(window.usage), detail, value=window.usage, run=run)
 
 
 def _late_switches(seen: Stability) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from fvq.study.archives import Images, image_shape, read_images, read_labels
 from fvq.study.experiments import CodeMap, SizeCurve, Trajectory, read_code_maps, read_sizes, read_trajectories
 from fvq.study.guidance import Sweep, read_sweep
 from fvq.study.history import History, read_history
-from fvq.study.names import neighbour_shares, sample_figures
+from fvq.study.names import further_figures, neighbour_shares, sample_figures
 from fvq.study.runs import StageRun, read_runs
 from fvq.study.token_tables import TokenTableSize, read_token_tables
 
@@ -28,6 +29,15 @@ RECONSTRUCTIONS_SHOWN = 10
 CLASSES_SHOWN = 10
 SAMPLES_PER_CLASS = 8
 
+# Which the measures of an evaluation may leave out.
+_OPTIONAL_FIGURES = (
+    "psnr_y",
+    "ssim_g11_dr2",
+    "ssim_u7",
+    "ssim_u7_dr2",
+    "lpips_alex",
+    "lpips_vgg",
+)
 _TOKENIZER_FIGURES = (
     "usage",
     "usage_codes",
@@ -44,15 +54,33 @@ _TOKENIZER_FIGURES = (
 
 @dataclass(frozen=True)
 class TokenizerRow:
-    """One tokenizer of the study. ``settings`` are its parameters; images are uint8 (n, H, W, 3), n at most ten."""
+    """One tokenizer of the study. ``settings`` are its parameters; images are uint8 (n, H, W, 3), n at most ten.
+
+    ``elsewhere`` has the figures on further image sets by the set's name; ``repeats`` the figures by further seeds.
+    """
 
     name: str
     label: str
     settings: dict[str, Any]
     figures: dict[str, float]
+    elsewhere: dict[str, dict[str, float]]
+    repeats: dict[int, dict[str, float]]
     history: History
     original: Images
     reconstruction: Images
+
+    def values(self, figure: str) -> list[float]:
+        """A figure of every seed that has it, the study's own first."""
+        return [figures[figure] for figures in (self.figures, *self.repeats.values()) if figure in figures]
+
+    def mean(self, figure: str) -> float:
+        """The mean over seeds; the figure itself where there is one seed."""
+        return statistics.fmean(self.values(figure))
+
+    def seed_spread(self, figure: str) -> float | None:
+        """The standard deviation over seeds; None where there is one seed."""
+        values = self.values(figure)
+        return statistics.stdev(values) if len(values) > 1 else None
 
     @property
     def annealed(self) -> bool:
@@ -84,7 +112,12 @@ class GeneratorRow:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything the rendering shows. ``image_size`` is (height, width); ``classes`` is empty without generators."""
+    """Everything the rendering shows. ``image_size`` is (height, width); ``classes`` is empty without generators.
+
+    ``parameters`` are all of the study's; ``elsewhere`` are the protocols of further image sets by their names;
+    ``commands`` say what makes the result of a run, by the run's name, and everything, under ""; ``projector_costs``
+    are the multiply-adds of Table 10 by projector and codebook size.
+    """
 
     name: str
     scale: str
@@ -96,6 +129,8 @@ class Study:
     generators: tuple[GeneratorRow, ...]
     tokenizer_protocol: dict[str, str]
     generator_protocol: dict[str, str]
+    elsewhere: dict[str, dict[str, str]]
+    parameters: Mapping[str, Any]
     classes: tuple[str, ...]
     trajectories: tuple[Trajectory, ...]
     code_maps: tuple[CodeMap, ...]
@@ -103,6 +138,8 @@ class Study:
     sweeps: tuple[Sweep, ...]
     token_tables: tuple[TokenTableSize, ...]
     runs: tuple[StageRun, ...]
+    commands: Mapping[str, str]
+    projector_costs: Mapping[tuple[str, int], int]
 
     @property
     def inception(self) -> bool:
@@ -113,6 +150,15 @@ class Study:
     def rfd(self) -> str:
         """The key of the Fréchet distance of reconstructions."""
         return reconstruction_distance_name(self.extractor, self.tokenizer_protocol["protocol"])
+
+    def rfd_elsewhere(self, image_set: str) -> str:
+        """The same on a further image set, whose protocol may be another."""
+        protocol = self.elsewhere[image_set]
+        return reconstruction_distance_name(protocol["protocol_extractor"], protocol["protocol"])
+
+    def run(self, stage: str, row: str | None = None) -> StageRun:
+        """What is recorded of a stage; KeyError where the study has no such stage and row."""
+        return {(run.stage, run.row): run for run in self.runs}[stage, row]
 
     @property
     def fd(self) -> str:
@@ -135,18 +181,25 @@ class Study:
         return neighbour_shares(self.generator_protocol)[1]
 
 
-def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
+def read_study(
+    results: Path,
+    parameters: Mapping[str, Any],
+    commands: Mapping[str, str] | None = None,
+    projector_costs: Mapping[tuple[str, int], int] | None = None,
+) -> Study:
     """Read the rows that ``parameters`` name from ``results`` (`results/<study>/`); other folders there are ignored.
 
     Files: per tokenizer row `train_tokenizer/<row>/history.csv`, `evaluate_tokenizer/<row>/metrics.json` and
     `reconstructions.npz`; per generator row `evaluate_generator/<row>/metrics.json`, `sample/<row>/samples.npz` and,
     for its size, `train_generator/<row>/generator.safetensors`; `prepare_data/validation.parquet` for the class names;
+    `evaluate_elsewhere/<row>/metrics/<set>.json` and `evaluate_repeat/<row>-<seed>/metrics.json` where there are some;
     `small_experiments/` (`trajectories.parquet`, `trajectories.json`, `sizes.csv`) and `map_codes/`
     (`code_map.parquet`, `code_map.json`); `sweep_guidance/<generator>/guidance.csv` of the swept generators;
     `cache_tokens/<row>/size.json` of the generators' rows and every stage's `provenance.json` where there is one.
 
     Raises:
-        UserError: a file is missing, damaged, lacks a figure, or was made under another protocol than its fellows.
+        UserError: a file is missing, damaged, lacks a figure, was made under another protocol than its fellows, or is
+            not what the stage wrote that recorded it.
     """
     rows = dict(parameters["rows"])
     generators = dict(parameters.get("generators") or {})
@@ -161,13 +214,45 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
             raise UserError(f"swept_generators: there is no generator {name} in this study")
     cached = list(dict.fromkeys(settings["tokenizer"] for settings in generators.values()))
 
-    evaluated = {name: read_record(results / "evaluate_tokenizer" / name / "metrics.json") for name in rows}
-    sampled = {name: read_record(results / "evaluate_generator" / name / "metrics.json") for name in generators}
-    tokenizer_protocol = _common_protocol(list(evaluated.values()))
+    repeats = parameters.get("repeats") or {"rows": [], "seeds": []}
+    repeated = [(name, seed) for name in repeats["rows"] for seed in repeats["seeds"]]
+    elsewhere = list(parameters.get("evaluated_elsewhere") or [])
+    sets = list(parameters.get("evaluation_sets") or {}) if elsewhere else []
+    runs = read_runs(
+        results,
+        rows=list(rows),
+        repeated={f"{name}-{seed}": seed for name, seed in repeated},
+        sets=sets,
+        elsewhere=elsewhere,
+        cached=cached,
+        generators=list(generators),
+        swept=swept,
+    )
+
+    _check_settings(runs, parameters)
+
+    evaluated = {name: _record(results, "evaluate_tokenizer", name) for name in rows}
+    again = {(name, seed): _record(results, "evaluate_repeat", f"{name}-{seed}") for name, seed in repeated}
+    on_sets = {
+        image_set: {
+            name: _record(results, "evaluate_elsewhere", name, f"metrics/{image_set}.json") for name in elsewhere
+        }
+        for image_set in sets
+    }
+    sampled = {name: _record(results, "evaluate_generator", name) for name in generators}
+    tokenizer_protocol = _common_protocol([*evaluated.values(), *again.values()])
     generator_protocol = _common_protocol(list(sampled.values()))
-    _check_same_extractor([*evaluated.values(), *sampled.values()])
+    protocols_elsewhere = {image_set: _common_protocol(list(found.values())) for image_set, found in on_sets.items()}
+    _check_same_extractor(
+        [*evaluated.values(), *sampled.values(), *(record for found in on_sets.values() for record in found.values())]
+    )
     extractor = tokenizer_protocol["protocol_extractor"]
-    rfd, fd = reconstruction_distance_name(extractor, tokenizer_protocol["protocol"]), distance_name(extractor)
+    fd = distance_name(extractor)
+
+    def figures_of(record: Record, protocol: Mapping[str, str]) -> dict[str, float]:
+        distance = reconstruction_distance_name(protocol["protocol_extractor"], protocol["protocol"])
+        return _figures(record, (*_TOKENIZER_FIGURES, distance), (*_OPTIONAL_FIGURES, *_uncertainty(distance)))
+
     generator_figures = sample_figures(generator_protocol) if generators else []
 
     tokenizer_rows = tuple(
@@ -175,7 +260,13 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
             results,
             name,
             settings,
-            _figures(evaluated[name], (*_TOKENIZER_FIGURES, rfd), ("lpips_alex", *_uncertainty(rfd))),
+            figures_of(evaluated[name], tokenizer_protocol),
+            {
+                image_set: figures_of(found[name], protocols_elsewhere[image_set])
+                for image_set, found in on_sets.items()
+                if name in found
+            },
+            {seed: figures_of(record, tokenizer_protocol) for (row, seed), record in again.items() if row == name},
         )
         for name, settings in rows.items()
     )
@@ -194,13 +285,15 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
                 results,
                 name,
                 settings,
-                _figures(sampled[name], generator_figures, _uncertainty(fd)),
+                _figures(sampled[name], generator_figures, (*_uncertainty(fd), *further_figures(generator_protocol))),
                 len(classes),
             )
             for name, settings in generators.items()
         ),
         tokenizer_protocol=tokenizer_protocol,
         generator_protocol=generator_protocol,
+        elsewhere=protocols_elsewhere,
+        parameters=parameters,
         classes=classes,
         trajectories=read_trajectories(results / "small_experiments"),
         code_maps=read_code_maps(results / "map_codes", rows),
@@ -212,13 +305,48 @@ def read_study(results: Path, parameters: Mapping[str, Any]) -> Study:
             for name in swept
         ),
         token_tables=read_token_tables(results / "cache_tokens", cached),
-        runs=read_runs(results, list(rows), cached, list(generators), swept),
+        runs=runs,
+        commands=commands or {},
+        projector_costs=projector_costs or {},
     )
 
 
 def spread(count: int, shown: int) -> list[int]:
     """``shown`` indices (or all) evenly over 0 to ``count - 1``, both ends among them."""
     return sorted({round(index) for index in np.linspace(0, count - 1, min(count, shown)).tolist()})
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _record(results: Path, stage: str, row: str, file: str = "metrics.json") -> Record:
+    path = results / stage / row / file
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run {stage}@{row} first")
+    return read_record(path)
+
+
+def _check_settings(runs: Sequence[StageRun], parameters: Mapping[str, Any]) -> None:
+    """What was trained with other settings than the study's does not bear their names."""
+    for run in runs:
+        name = str(run.row)
+        match run.stage:
+            case "train_tokenizer":
+                group, shared = "rows", "train_tokenizer"
+            case "repeat_tokenizer":
+                name, group, shared = name.rpartition("-")[0], "rows", "train_tokenizer"
+            case "train_generator":
+                group, shared = "generators", "train_generator"
+            case _:
+                continue
+        for block, settings in ((f"{group}.{name}", parameters[group][name]), (shared, parameters.get(shared) or {})):
+            recorded = run.parameters.get(block) or {}
+            for key, value in json.loads(json.dumps(settings)).items():
+                if key != "label" and recorded.get(key, value) != value:
+                    raise UserError(
+                        f"{run.path}: {run.name} ran with {block}.{key} {recorded[key]!r}, the study has {value!r}; "
+                        "run it again"
+                    )
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -264,7 +392,12 @@ def _check_same(record: Record, first: Record, fields: Iterable[str]) -> None:
 
 
 def _read_tokenizer_row(
-    results: Path, name: str, settings: Mapping[str, Any], figures: dict[str, float]
+    results: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    figures: dict[str, float],
+    elsewhere: dict[str, dict[str, float]],
+    repeats: dict[int, dict[str, float]],
 ) -> TokenizerRow:
     if figures["codebook_size"] != settings["codebook_size"]:
         raise UserError(
@@ -281,6 +414,8 @@ def _read_tokenizer_row(
         label=str(settings["label"]),
         settings=dict(settings),
         figures=figures,
+        elsewhere=elsewhere,
+        repeats=repeats,
         history=read_history(results / "train_tokenizer" / name / "history.csv"),
         original=images[0],
         reconstruction=images[1],

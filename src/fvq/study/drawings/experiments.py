@@ -8,31 +8,41 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fvq.runtime.text import count, percent, significant
+from fvq.study.drawings.drawing import Plot, hover, hover_steps
+from fvq.study.drawings.palette import COLOURS, row_colours, row_lines
+from fvq.study.drawings.style import GREY, INK, RULE, bare, legend, legend_columns, logarithmic, step_axis
 from fvq.study.experiments import CodeMap, SizeCurve, Trajectory
-from fvq.study.palette import row_colours, row_lines
+from fvq.study.groups import compared_rows, square_rows
 from fvq.study.results import Study
-from fvq.study.style import GREY, INK, RULE, legend, legend_columns, logarithmic, step_axis
 
 _COLUMNS = 3
+# As many maps of codes as are shown.
+_MAPS = 6
 # Where along a path its direction is shown.
 _ARROWS = (0.15, 0.5, 0.8)
 _TARGET = "#D55E00"
 
 
-def trajectory_figure(trajectories: Sequence[Trajectory]) -> Figure:
+def trajectory_figure(trajectories: Sequence[Trajectory]) -> Plot:
     """Figure 2, left: the ways of z_e and z_q to the target, one panel an experiment, all with the same limits."""
     points = np.concatenate([part for run in trajectories for part in (run.z_e, run.z_q, run.target[None])])
     extent = np.ptp(points, axis=0)
     centre, half = (points.min(0) + points.max(0)) / 2, np.maximum(0.57 * extent, 0.4 * (extent.max() or 1))
     figure, panels = _panels(len(trajectories), 0.95 + 2.25 * half[1] / half[0])
     for axes, run in zip(panels, trajectories, strict=True):
-        _path(axes, run.z_q, GREY, 2.8)
-        _path(axes, run.z_e, INK, 1.3)
+        for name, points, colour, width in (("z_q", run.z_q, GREY, 2.8), ("z_e", run.z_e, INK, 1.3)):
+            _path(axes, points, colour, width)
+            hover(
+                axes,
+                points[:, 0],
+                points[:, 1],
+                [f"{run.name}\n{name}, step {step}" for step in range(len(points))],
+                colour,
+            )
         axes.plot(*run.target, marker="x", markersize=9, markeredgewidth=2, color=_TARGET, zorder=4)
         axes.set_xlim(centre[0] - half[0], centre[0] + half[0])
         axes.set_ylim(centre[1] - half[1], centre[1] + half[1])
@@ -53,11 +63,12 @@ def trajectory_figure(trajectories: Sequence[Trajectory]) -> Figure:
     return figure
 
 
-def code_map_figure(study: Study) -> Figure:
+def code_map_figure(study: Study) -> Plot:
     """Figure 2, right: t-SNE of features (grey) and codes, filled where used and hollow where not, one panel a row."""
-    figure, panels = _panels(len(study.code_maps), 3.05)
+    maps = _shown_maps(study)
+    figure, panels = _panels(len(maps), 3.05)
     colours, rows = row_colours(study.rows), {row.name: row for row in study.rows}
-    for axes, drawn in zip(panels, study.code_maps, strict=True):
+    for axes, drawn in zip(panels, maps, strict=True):
         _map(axes, drawn, colours[drawn.row])
         _title(axes, f"{rows[drawn.row].label}\n{percent(drawn.usage)} in use")
     handles = [
@@ -66,39 +77,52 @@ def code_map_figure(study: Study) -> Figure:
         Line2D([], [], linestyle="", marker="o", markersize=5, color=INK, fillstyle="none", label="unused codes"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3, borderaxespad=0, handletextpad=0.3)
+    if len(maps) < len(study.code_maps):
+        figure.supxlabel(f"{len(maps)} of {len(study.code_maps)} rows", fontsize=9)
     return figure
 
 
-def sizes_figure(curves: Sequence[SizeCurve]) -> Figure:
+def sizes_figure(curves: Sequence[SizeCurve]) -> Plot:
     """Figure 7: the quantization loss against steps, one line a codebook size."""
-    figure = Figure(figsize=(8, 3.9), layout="constrained")
+    figure = Plot(figsize=(8, 3.9))
     axes = figure.add_subplot()
     # The middle of the scale shows on a light and on a dark page.
-    shades = mpl.colormaps["viridis"](np.linspace(0.36, 0.78, len(curves)))
+    shades = [to_hex(shade) for shade in mpl.colormaps["viridis"](np.linspace(0.36, 0.78, len(curves)))]
     labels = [f"{count(curve.codebook_size)} codes" for curve in curves]
     for curve, shade, label in zip(curves, shades, labels, strict=True):
-        axes.plot(curve.steps, curve.loss, color=to_hex(shade), label=label)
+        axes.plot(curve.steps, curve.loss, color=shade, label=label)
+        hover_steps(axes, label, curve.steps, curve.loss, significant, shade)
     logarithmic(axes, [loss for curve in curves for loss in curve.loss.tolist()])
     step_axis(axes, max(int(curve.steps[-1]) for curve in curves))
     axes.set_ylabel("quantization loss")
-    _bare(axes)
+    bare(axes)
     legend(axes, labels)
     return figure
 
 
-def stability_figure(study: Study) -> Figure:
-    """Appendix E in training: how far a step moves codes and features, and how many assignments it switches."""
-    watched = [(row, row.history.stability) for row in study.rows if row.history.stability]
+def stability_figure(study: Study) -> Plot:
+    """Appendix E in training: how far a step moves codes and features, and how many assignments it switches.
+
+    Of a large study the rows that differ in projector and annealing alone.
+    """
+    rows = study.rows if len(study.rows) <= len(COLOURS) else compared_rows(study.rows)
+    watched = [(row, row.history.stability) for row in rows if row.history.stability]
     labels = [row.label for row, _ in watched]
     columns = legend_columns(labels)
-    figure = Figure(figsize=(8, 3.2 + 0.22 * -(-len(labels) // columns)), layout="constrained")
+    figure = Plot(figsize=(8, 3.2 + 0.22 * -(-len(labels) // columns)))
     codes, features, switched = figure.subplots(1, 3)
+    colours, styles = row_colours(study.rows), row_lines(study.rows)
     for row, seen in watched:
-        line = {"color": row_colours(study.rows)[row.name], "linestyle": row_lines(study.rows)[row.name]}
-        codes.plot(seen.steps, seen.code_displacement, **line, linewidth=1.5)
-        codes.plot(seen.steps, seen.code_displacement_max, **line, linewidth=0.7)
-        features.plot(seen.steps, seen.feature_displacement, **line, linewidth=1.5, label=row.label)
-        switched.plot(seen.steps, seen.switched_share, **line, linewidth=1.5)
+        colour = colours[row.name]
+        for axes, kind, values, width in (
+            (codes, "mean code displacement", seen.code_displacement, 1.5),
+            (codes, "largest code displacement", seen.code_displacement_max, 0.7),
+            (features, "mean feature displacement", seen.feature_displacement, 1.5),
+            (switched, "switched assignments", seen.switched_share, 1.5),
+        ):
+            axes.plot(seen.steps, values, color=colour, linestyle=styles[row.name], linewidth=width, label=row.label)
+            in_words = percent if axes is switched else significant
+            hover_steps(axes, f"{row.label}\n{kind}", seen.steps, values, in_words, colour)
     logarithmic(codes, [v for _, seen in watched for v in (*seen.code_displacement, *seen.code_displacement_max)])
     logarithmic(features, [v for _, seen in watched for v in seen.feature_displacement])
     switched.yaxis.set_major_formatter(PercentFormatter(1))
@@ -109,16 +133,28 @@ def stability_figure(study: Study) -> Figure:
         step_axis(axes, max(int(seen.steps[-1]) for _, seen in watched))
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.tick_params(labelsize=9)
-        _bare(axes)
+        bare(axes)
     handles, names = features.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=columns, borderaxespad=0, handlelength=1.8)
+    if len(rows) < len(study.rows):
+        figure.supxlabel("only rows that differ in projector and annealing alone", fontsize=9)
     return figure
 
 
-def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
+def _shown_maps(study: Study) -> list[CodeMap]:
+    """All maps; of too many the 2×2 of projector and annealing, and what is nearest to it, in the study's order."""
+    if len(study.code_maps) <= _MAPS:
+        return list(study.code_maps)
+    held = {drawn.row for drawn in study.code_maps}
+    preferred = [row.name for rows in (square_rows, compared_rows) for row in rows(study.rows)]
+    names = [name for name in dict.fromkeys([*preferred, *(row.name for row in study.rows)]) if name in held][:_MAPS]
+    return [drawn for drawn in study.code_maps if drawn.row in names]
+
+
+def _panels(number: int, height: float) -> tuple[Plot, list[Axes]]:
     """So many panels of one size, in lines of three; ``height`` of a line in inches."""
     lines = -(-number // _COLUMNS)
-    figure = Figure(figsize=(8, 0.35 + height * lines), layout="constrained")
+    figure = Plot(figsize=(8, 0.35 + height * lines))
     axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel().tolist()
     for unused in axes[number:]:
         unused.set_axis_off()
@@ -171,8 +207,3 @@ def _frame(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_color(RULE)
-
-
-def _bare(axes: Axes) -> None:
-    axes.tick_params(length=0)
-    axes.spines["left"].set_visible(False)

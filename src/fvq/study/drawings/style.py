@@ -86,3 +86,9 @@ def legend(axes: Axes, labels: Sequence[str]) -> None:
 def legend_columns(labels: Sequence[str]) -> int:
     """As many as the longest label leaves room for."""
     return max(1, min(5, 118 // (max(len(label) for label in labels) + 7)))
+
+
+def bare(axes: Axes) -> None:
+    """No ticks and no line on the left: the grid is enough."""
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)

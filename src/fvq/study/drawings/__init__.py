@@ -1,0 +1,1 @@
+"""Plots, image grids and the picture of the chain."""

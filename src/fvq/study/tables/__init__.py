@@ -1,0 +1,1 @@
+"""The paper's tables with measured rows beside the printed ones."""
