@@ -54,7 +54,15 @@ def test_tables_fit_a_terminal_and_json_holds_the_same(study, capsys):
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     words = " ".join(out.split())
-    for word in ("Training", "Memory of a GPU", "Storage", "All of it", "[generators]", "A100", "0.005 % of its peak"):
+    for word in (
+        "Training",
+        "Memory of a GPU",
+        "Storage",
+        "All counted",
+        "[generators]",
+        "A100",
+        "0.005 % of its peak",
+    ):
         assert word in words
     plan = json.loads(Path("plan.json").read_text())
     assert plan["format"] == "fvq.plan"

@@ -108,7 +108,7 @@ def _print_tables(records: dict[str, Any], gpus: Sequence[str]) -> None:
     )
     console.print(f"features of reference images, for all rows: {_size(records['storage_references'], unit)} {unit}\n")
     _print_table(
-        "All of it", ["multiply-\nadds", *hours], records["totals"], lambda total: _work(total, gpus), first="kind"
+        "All counted", ["multiply-\nadds", *hours], records["totals"], lambda total: _work(total, gpus), first="kind"
     )
     console.print(f"total: {_in_words(records, gpus, unit)}")
     notes = [f"{row['row']}: {row['note']}" for row in rows if row["note"]]
