@@ -1,13 +1,45 @@
-"""``fvq doctor``: published weights found, missing and fetched, and other packages' extractors."""
+"""``fvq doctor``: GPUs, disks, published weights found, missing and fetched, and other packages' extractors."""
 
 import hashlib
 import re
+import shutil
+import tempfile
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
+import torch
 
+from fvq.cli import doctor
 from fvq.evaluate.networks import pretrained
 from fvq.evaluate.networks.pretrained import PUBLISHED, PretrainedFile
+from fvq.runtime import devices, driver
 from fvq.runtime.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def nothing_allocated(monkeypatch):
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretends a number of GPUs that work."""
+    ones = torch.ones
+
+    def pretend(count):
+        monkeypatch.setattr(torch.version, "cuda", "13.2")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        properties = SimpleNamespace(name="NVIDIA A100-SXM4-80GB", total_memory=80 * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+        monkeypatch.setattr(torch, "ones", lambda *size, device=None: ones(*size))
+        monkeypatch.setattr(driver, "driver_version", lambda: "580.65.06")
+        for module in (driver, devices):
+            monkeypatch.setattr(module, "driver_cuda", lambda: (13, 0))
+
+    return pretend
 
 
 @pytest.fixture
@@ -31,8 +63,16 @@ def fetched(monkeypatch, tmp_path):
     return files
 
 
+class Usage(NamedTuple):
+    """What ``shutil.disk_usage`` returns."""
+
+    total: float
+    used: float
+    free: float
+
+
 def lines(out: str) -> dict[str, str]:
-    return {line[8:24].strip(): line for line in out.splitlines()}
+    return {line[8:24].strip(): line for line in out.splitlines()[:-1]}
 
 
 def test_each_network_s_weights_are_listed_with_their_purpose(fvq, monkeypatch, tmp_path):
@@ -131,3 +171,101 @@ def test_other_packages_extractors_are_listed_too(fvq, fetched, monkeypatch, tmp
     assert re.search(r"^broken +vgg16 +.*is not used", out, re.MULTILINE)
     assert fvq("doctor", "--fetch", "colours")[0] == 1  # the file is not what the package says, so the table shows it
     assert fetched == ["colours.bin"]
+
+
+def test_the_gpus_asked_for_are_there(fvq, gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 30, 7))
+    status, out, _ = fvq("doctor", "--gpus", 2)
+    assert status == 0
+    assert re.search(r"^ok +driver +580.65.06, for CUDA up to 13.0$", out, re.MULTILINE)
+    assert re.search(r"^ok +GPU 1 +NVIDIA A100-SXM4-80GB, 80 GiB$", out, re.MULTILINE)
+    assert re.search(r"^ok +GPUs +2 of 2 asked for$", out, re.MULTILINE)
+    assert re.search(r"^ok +NCCL +2.30.7$", out, re.MULTILINE)
+
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    status, out, _ = fvq("doctor")
+    assert status == 1 and out.splitlines()[-1] == "broken: NCCL"
+
+
+def test_fewer_gpus_than_allocated_are_broken_with_the_cause(fvq, gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    status, out, _ = fvq("doctor")
+    assert status == 1 and re.search(r"^broken +GPUs +2 of 8 allocated: CUDA_VISIBLE_DEVICES=0,1$", out, re.MULTILINE)
+    status, out, _ = fvq("doctor", "--gpus", 2)  # what is asked for goes before what is allocated
+    assert "broken  GPU" not in out
+
+
+def test_a_driver_without_a_torch_that_fits(fvq, gpus, monkeypatch):
+    gpus(0)
+    for module in (driver, devices):
+        monkeypatch.setattr(module, "driver_cuda", lambda: (12, 2))
+    status, out, _ = fvq("doctor")
+    line = lines(out)["driver"]
+    assert status == 0 and line.startswith("note "), "everything runs on the CPU"
+    assert "torch cannot use it: the driver (" in line and "CUDA 12.2) is older than CUDA 13.2" in line
+    assert "make setup TORCH_BACKEND=auto" in line
+    status, out, _ = fvq("doctor", "--gpus", 1)
+    assert status == 1 and "0 of 1 asked for: the driver (" in lines(out)["GPUs"]
+
+
+def test_a_gpu_that_is_seen_and_cannot_compute(fvq, gpus, monkeypatch):
+    def fail(*size, device=None):
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
+
+    gpus(1)
+    monkeypatch.setattr(torch, "ones", fail)
+    status, out, _ = fvq("doctor")
+    assert status == 1 and lines(out)["GPU 0"].endswith("cannot compute (CUDA error: no kernel image is available)")
+
+
+def test_a_cpu_machine_is_fine_where_no_gpu_is_asked_for(fvq, gpus, monkeypatch):
+    gpus(0)
+    monkeypatch.setattr(driver, "driver_version", lambda: None)
+    for module in (driver, devices):
+        monkeypatch.setattr(module, "driver_cuda", lambda: None)
+    for asked in ((), ("--gpus", 0)):
+        status, out, _ = fvq("doctor", *asked)
+        found = lines(out)
+        assert status == 0
+        for name in ("driver", "GPUs", "NCCL"):
+            assert found[name].startswith("note "), name
+    status, _, err = fvq("doctor", "--gpus", -1)
+    assert status == 2 and "--gpus" in err and err.count("\n") == 1
+
+
+def test_little_space_and_folders_that_cannot_be_written(fvq, monkeypatch, tmp_path):
+    full, small = tmp_path / "full", tmp_path / "shm"
+    small.mkdir()
+    monkeypatch.setattr(doctor, "_SHARED_MEMORY", small)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: Usage(64e6, 0, 64e6) if folder == small else Usage(3e9, 0, 3e9)
+    )
+    monkeypatch.setenv("TMPDIR", str(full))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    status, out, _ = fvq("doctor")
+    found = lines(out)
+    assert status == 0
+    assert found["free disk"].startswith("note ") and "3.0 GB" in found["free disk"]
+    assert found["shared memory"].startswith("note ") and "0.1 of 0.1 GB free" in found["shared memory"]
+    assert found["temporary files"].endswith(f"nothing can be written to TMPDIR={full}; {tmp_path} is used")
+
+    def refuse(dir):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    status, out, _ = fvq("doctor")
+    assert status == 1 and lines(out)["free disk"].endswith("nothing can be written (No space left on device)")
+
+
+def test_a_temporary_folder_on_another_file_system_is_listed(fvq, monkeypatch, tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        monkeypatch.setenv("TMPDIR", other)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        assert re.search(rf" GB in {other}$", lines(fvq("doctor")[1])["temporary files"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("TMPDIR")
+    assert "temporary files" not in lines(fvq("doctor")[1])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fvq.runtime import progress
-from fvq.runtime.progress import duration, track
+from fvq.runtime.progress import Standing, duration, latest_standing, track
 
 
 @pytest.fixture
@@ -159,3 +159,29 @@ def test_durations_are_rounded_to_their_last_unit(seconds):
     parts = re.findall(r"(\d+) (\w+)", duration(seconds))
     assert abs(sum(int(count) * sizes[unit] for count, unit in parts) - seconds) <= sizes[parts[-1][1]] / 2 + 1e-6
     assert all(0 <= int(count) < {"s": 60, "min": 60, "h": 24, "d": 10**9}[unit] for count, unit in parts)
+
+
+def test_the_latest_open_track_tells_others_how_far_it_is(clock):
+    assert latest_standing() is None
+    with track("reading", 10, unit="images") as outer:
+        clock.passes(2)
+        outer(4, "first")
+        with track("training", 100, 20, unit="images", per_step=8) as inner:
+            assert latest_standing() == Standing("training", 20, 100, "steps", "", "", None)
+            clock.passes(5)
+            inner(10, "loss .5")
+            assert latest_standing() == Standing("training", 30, 100, "steps", "16 images/s", "loss .5", 35)
+            with track("hidden", 3, hidden=True) as nobody:
+                nobody(1)
+                assert latest_standing().description == "training"
+        assert latest_standing() == Standing("reading", 4, 10, "images", "2 images/s", "first", 3)
+    with pytest.raises(ValueError), track("failing", 3):
+        raise ValueError
+    assert latest_standing() is None
+
+
+def test_a_track_on_a_terminal_tells_it_too(monkeypatch):
+    monkeypatch.setattr(progress, "Console", lambda file: Console(file=io.StringIO(), force_terminal=True))
+    with track("reading", 10) as advance:
+        advance(4)
+        assert latest_standing().facts().startswith("4/10, ")

@@ -566,6 +566,24 @@ def plan(
     )
 
 
+@app.command(epilog=_example("fvq status --watch"))
+def status(
+    parameters: Annotated[
+        Path, typer.Option("--params", metavar="FILE", help="The study's parameters (composed, as params.yaml is).")
+    ] = Path("params.yaml"),
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew every few seconds, until Ctrl-C; on a terminal.")
+    ] = False,
+) -> None:
+    """How far a study is: what is done, runs, waits or failed, told from its files.
+
+    A dash stands for what nobody has begun, lost for a process that ended without a word.
+    """
+    from fvq.cli.status import print_status
+
+    print_status(parameters, watch=watch)
+
+
 @app.command(epilog=_example("fvq doctor --fetch"))
 def doctor(
     context: typer.Context,
@@ -580,8 +598,17 @@ def doctor(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Download published weights that are missing; nothing else ever does.")
     ] = False,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Refuse a machine where torch sees fewer GPUs.",
+            show_default="those that Slurm allocated on this node",
+        ),
+    ] = None,
 ) -> None:
-    """What fvq finds on this machine and in this folder.
+    """What fvq finds on this machine and in this folder: programs, disk, driver, GPUs, weights.
 
     Exits with 1 where something needed is broken.
     """
@@ -591,5 +618,5 @@ def doctor(
 
     if fetch:
         fetch_weights(names or ())
-    if not examine():
+    if not examine(gpus):
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from fvq.evaluate.networks.pretrained import PretrainedFile
 
 _LITTLE_DISK = 5e9  # bytes
+_LITTLE_SHARED_MEMORY = 1e9
+_SHARED_MEMORY = Path("/dev/shm")
 # By the names of fvq.evaluate.networks.pretrained, whose import takes seconds.
 _DEFAULT_WEIGHTS = ("inception-2015", "alexnet", "vgg16")
 _PURPOSES = {
@@ -40,11 +43,14 @@ class Finding(NamedTuple):
     detail: str
 
 
-def examine() -> bool:
-    """Print what is found, as it is found (importing torch takes seconds); True where nothing needed is broken."""
+def examine(gpus: int | None = None) -> bool:
+    """Print what is found, as it is found (importing torch takes seconds); True where nothing needed is broken.
+
+    ``gpus`` are needed, by default those that the scheduler gave to this process.
+    """
     console = Console(highlight=False, markup=False)
     broken = []
-    for finding in _findings():
+    for finding in _findings(gpus):
         if finding.state == "broken":
             broken.append(finding.name)
         if console.is_terminal:
@@ -80,20 +86,24 @@ def fetch_weights(names: Sequence[str]) -> None:
         print(f"{name}: {found} is there already" if found else f"{name}: fetched {fetch(files[0])}", flush=True)
 
 
-def _findings() -> Iterator[Finding]:
+def _findings(gpus: int | None) -> Iterator[Finding]:
     yield _python()
-    yield _disk()
+    yield from _disk()
+    yield from _shared_memory()
     yield from map(_program, ("git", "dvc", "snakemake"))
     try:
         import torch
     except (ImportError, OSError) as error:
         yield Finding("broken", "torch", " ".join(str(error).split()))
         return
-    cuda = torch.version.cuda
-    yield Finding("ok", "torch", f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'CPU build'}")
+    platforms = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+    built_for = [f"built for {name} {number}" for name, number in platforms.items() if number]
+    yield Finding("ok", "torch", f"{torch.__version__}, {(built_for or ['CPU build'])[0]}")
     yield _torchvision()
     yield _threads()
-    yield from _gpus()
+    yield _driver()
+    yield from _gpus(gpus)
+    yield _nccl()
     yield from _weights()
     yield _parameters()
 
@@ -119,20 +129,97 @@ def _threads() -> Finding:
     return Finding("ok", "threads", f"{use_cores()} on {available_cores()} cores{source}")
 
 
-def _gpus() -> Iterator[Finding]:
+def _driver() -> Finding:
+    from fvq.runtime.devices import gpu_shortage, torch_misfit
+    from fvq.runtime.driver import driver_cuda, driver_version, usable_device_files
+
+    version, cuda = driver_version(), driver_cuda()
+    if version is None and cuda is None:
+        files = usable_device_files()
+        return Finding("note", "driver", f"no NVIDIA driver{f', though {files} of its device files' if files else ''}")
+    serves = f"for CUDA up to {cuda[0]}.{cuda[1]}" if cuda else "without its libcuda.so.1"
+    detail = f"{version or 'of unknown version'}, {serves}"
+    cause = gpu_shortage(1)
+    if cause is None:
+        return Finding("ok", "driver", detail)
+    how = "; make setup TORCH_BACKEND=auto, on this node, installs one that fits" if torch_misfit() else ""
+    return Finding("note", "driver", f"{detail}; torch cannot use it: {cause}{how}")
+
+
+def _gpus(wanted: int | None) -> Iterator[Finding]:
     import torch
 
-    for index in range(torch.cuda.device_count()):
+    from fvq.runtime.devices import allocated_gpus, gpu_shortage, visible_gpus
+
+    seen = visible_gpus()
+    for index in range(seen):
         properties = torch.cuda.get_device_properties(index)
-        yield Finding("ok", f"GPU {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    if not torch.cuda.is_available():
-        reason = "nvidia-smi is there, but this torch cannot use CUDA" if shutil.which("nvidia-smi") else "none"
-        yield Finding("note", "GPU", f"{reason}; everything runs on the CPU")
+        detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        try:
+            torch.ones(1, device=torch.device("cuda", index)).sum().item()
+        except RuntimeError as error:  # a GPU in use by another alone, or too old for this build
+            yield Finding("broken", f"GPU {index}", f"{detail}; cannot compute ({str(error).partition(chr(10))[0]})")
+        else:
+            yield Finding("ok", f"GPU {index}", detail)
+    source = "allocated" if wanted is None else "asked for"
+    wanted = allocated_gpus() if wanted is None else wanted
+    if wanted:
+        cause = gpu_shortage(wanted)
+        detail = f"{seen} of {wanted} {source}"
+        yield Finding("broken", "GPUs", f"{detail}: {cause}") if cause else Finding("ok", "GPUs", detail)
+    elif seen == 0:
+        yield Finding("note", "GPUs", "none; everything runs on the CPU")
 
 
-def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free
-    return Finding("ok" if free >= _LITTLE_DISK else "note", "free disk", f"{free / 1e9:.1f} GB in {Path.cwd()}")
+def _nccl() -> Finding:
+    import torch
+    from torch import distributed
+
+    from fvq.runtime.devices import visible_gpus
+
+    seen = visible_gpus()
+    if not (distributed.is_available() and distributed.is_nccl_available()):
+        return Finding("broken" if seen > 1 else "note", "NCCL", "not in this torch; several GPUs need it")
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    return Finding("ok", "NCCL", version) if seen else Finding("note", "NCCL", f"{version}; only GPUs use it")
+
+
+def _disk() -> Iterator[Finding]:
+    here, own = Path.cwd(), os.environ.get("TMPDIR")
+    yield _folder("free disk", here)
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # it has tried to write to each
+        yield Finding("broken", "temporary files", str(error.strerror))
+        return
+    if own and not (Path(own).is_dir() and temporary.samefile(own)):
+        yield Finding("note", "temporary files", f"nothing can be written to TMPDIR={own}; {temporary} is used")
+    if temporary.stat().st_dev != here.stat().st_dev:
+        yield _folder("temporary files", temporary)
+
+
+def _folder(name: str, folder: Path) -> Finding:
+    """Its free space, and whether a file can be written there."""
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 1e9:.1f} GB in {folder}"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # an empty file fits on a full disk, too
+    except OSError as error:
+        return Finding("broken", name, f"{detail}, where nothing can be written ({error.strerror})")
+    return Finding("ok" if free >= _LITTLE_DISK else "note", name, detail)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    """Where Linux keeps it as files: what a training's loading processes hand over goes through it."""
+    if not _SHARED_MEMORY.is_dir():
+        return
+    total, _, free = shutil.disk_usage(_SHARED_MEMORY)
+    detail = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free in {_SHARED_MEMORY}"
+    if free >= _LITTLE_SHARED_MEMORY:
+        yield Finding("ok", "shared memory", detail)
+    else:
+        yield Finding("note", "shared memory", f"{detail}; little for decoding processes (containers: --shm-size)")
 
 
 def _program(name: str) -> Finding:

@@ -79,6 +79,21 @@ def _expectation(kind: str, message: str) -> str:
     return message[message.find("should ") :]
 
 
+MENDABLE = (UserError, OSError, MemoryError)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What is wrong, without a traceback: a mendable error in its own words, another with its type."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name]
+        text = ": ".join([*names[:1], error.strerror])
+    elif isinstance(error, MENDABLE):
+        text = str(error) or type(error).__name__
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn mendable errors into one line on standard error and exit status 1; ``FVQ_TRACEBACK=1`` shows where from.
@@ -93,19 +108,12 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
             print(f"fvq: {stop}", file=sys.stderr)
         raise SystemExit(REQUEUE_STATUS) from None
-    except (UserError, OSError, MemoryError) as error:
+    except MENDABLE as error:
         if os.environ.get("FVQ_TRACEBACK"):
             raise
         if isinstance(error, BrokenPipeError):
             # What waits to be written would complain again when the process ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        if isinstance(error, UserError):
-            text = str(error)
-        elif isinstance(error, OSError) and error.strerror:
-            names = [str(name) for name in (error.filename, error.filename2) if name]
-            text = ": ".join([*names[:1], error.strerror])
-        else:
-            text = str(error) or type(error).__name__
-        print("fvq: error: " + " ".join(text.split()), file=sys.stderr)
+        print(f"fvq: error: {in_one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from fvq.quantize.processes import number_of_processes, process_number
 from fvq.runtime.interruption import REQUEUE_STATUS
 
-# The first process may evaluate or write while the others wait.
-_PATIENCE = timedelta(hours=1)
+# The first process may evaluate or write while the others wait; to find each other they need not that long.
+_PATIENCE, _PATIENCE_AT_START = timedelta(hours=1), timedelta(minutes=3)
 
 
 @contextmanager
@@ -32,7 +33,12 @@ def process_group() -> Iterator[None]:
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backends, timeout=_PATIENCE_AT_START)
+    # Its name until torch 2.15 had an underscore.
+    set_timeout = getattr(distributed_c10d, "set_timeout", None) or distributed_c10d._set_pg_timeout
+    set_timeout(_PATIENCE)
+    distributed_c10d._get_default_store().set_timeout(_PATIENCE)  # by which processes on GPUs meet later
     try:
         yield
     except SystemExit as end:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
@@ -20,6 +21,34 @@ class Advance(Protocol):
     """What ``track`` yields: so many more are done; a note stays until the next one."""
 
     def __call__(self, count: float, note: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far something is: what is ``done`` of ``total``, both in ``unit`` (steps, images, or just counts).
+
+    ``rate`` is empty and ``seconds_left`` None until something is done.
+    """
+
+    description: str
+    done: float
+    total: int
+    unit: str | None
+    rate: str
+    note: str
+    seconds_left: float | None
+
+    def facts(self) -> str:
+        """Position, rate, note and time left in one line."""
+        position = f"{math.floor(self.done + 1e-6):,}/{self.total:,}" + (f" {self.unit}" if self.unit else "")
+        left = "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
+        return ", ".join(filter(None, (position, self.rate, self.note, left)))
+
+
+def latest_standing() -> Standing | None:
+    """How far the innermost ``track`` of this process is, unless it is hidden; None outside of any."""
+    paces = _open[-1:]
+    return paces[0].standing() if paces else None
 
 
 @contextmanager
@@ -42,12 +71,22 @@ def track(
     if hidden:
         yield lambda count, note="": None
         return
-    pace = _Pace(total, done, unit, per_step)
+    pace = _Pace(description, total, done, unit, per_step)
+    _open.append(pace)
+    try:
+        with _shown(pace) as advance:
+            yield advance
+    finally:
+        _open.remove(pace)
+
+
+@contextmanager
+def _shown(pace: "_Pace") -> Iterator[Advance]:
     console = Console(file=sys.stderr)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), _PaceColumn(pace))
         with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(description, total=total, completed=done)
+            task = progress.add_task(pace.description, total=pace.total, completed=int(pace.done))
 
             def move(count: float, note: str = "") -> None:
                 pace.advance(count, note)
@@ -62,10 +101,9 @@ def track(
         nonlocal last
         pace.advance(count, note)
         now = time.monotonic()
-        if now - last >= _LINE_EVERY_SECONDS and pace.done < total:
+        if now - last >= _LINE_EVERY_SECONDS and pace.done < pace.total:
             last = now
-            facts = (pace.position(), pace.rate(), pace.note, pace.time_left())
-            print(f"{description}: {', '.join(filter(None, facts))}", file=sys.stderr, flush=True)
+            print(f"{pace.description}: {pace.standing().facts()}", file=sys.stderr, flush=True)
 
     yield tell
 
@@ -83,9 +121,10 @@ def duration(seconds: float) -> str:
 
 
 class _Pace:
-    """How far and how fast, as text."""
+    """Counts what is done, and how fast."""
 
-    def __init__(self, total: int, done: int, unit: str | None, per_step: int) -> None:
+    def __init__(self, description: str, total: int, done: int, unit: str | None, per_step: int) -> None:
+        self.description = description
         self.total, self.done, self.unit, self.per_step = total, float(done), unit, per_step
         self.note = ""
         self.started = self.now = time.monotonic()
@@ -101,26 +140,31 @@ class _Pace:
         while len(self._points) > 2 and self.now - self._points[1][0] >= _RATE_OVER_SECONDS:
             self._points.popleft()
 
-    def position(self) -> str:
-        counted = "steps" if self.per_step > 1 else self.unit
-        return f"{math.floor(self.done + 1e-6):,}/{self.total:,}" + (f" {counted}" if counted else "")
+    def standing(self) -> Standing:
+        """May be asked for in another thread."""
+        per_second = self._per_second()
+        return Standing(
+            self.description,
+            self.done,
+            self.total,
+            "steps" if self.per_step > 1 else self.unit,
+            self._rate(per_second * self.per_step),
+            self.note,
+            (self.total - self.done) / per_second if per_second else None,
+        )
 
-    def rate(self) -> str:
-        """Empty until something is done."""
-        per_second = self._per_second() * self.per_step
+    def _rate(self, per_second: float) -> str:
         if not per_second:
             return ""
         number = f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
         return f"{number} {self.unit}/s" if self.unit else f"{number}/s"
 
-    def time_left(self) -> str:
-        """Empty until something is done."""
-        per_second = self._per_second()
-        return f"{duration((self.total - self.done) / per_second)} left" if per_second else ""
-
     def _per_second(self) -> float:
         then, done = self._points[0]
         return (self.done - done) / (self.now - then) if self.now > then else 0.0
+
+
+_open: list[_Pace] = []  # of the tracks that are not at their end, in the order of their beginnings
 
 
 class _PaceColumn(ProgressColumn):
@@ -129,7 +173,6 @@ class _PaceColumn(ProgressColumn):
         self._pace = pace
 
     def render(self, task: Task) -> Text:
-        pace = self._pace
-        passed = f"{duration(time.monotonic() - pace.started)} so far"
+        passed = f"{duration(time.monotonic() - self._pace.started)} so far"
         # Wrapped on a narrow terminal, and nothing cut off.
-        return Text(", ".join(filter(None, (pace.position(), pace.rate(), pace.note, pace.time_left(), passed))))
+        return Text(f"{self._pace.standing().facts()}, {passed}")
