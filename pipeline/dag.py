@@ -1,24 +1,25 @@
 """The stages of dvc.yaml for Snakemake: DVC decides what is stale, Snakemake where and when a stage runs.
 
-Each stage has a *ticket*, a small file in DVC's own ignored folder. It holds the stage's recipe, a digest of all that
-its outputs follow from, and is an input of its Snakemake rule. A fresh stage's ticket is dated 1970, so it never asks
-for a run; a stale one's is dated now, so it does. A job that succeeds leaves a *receipt*: the ticket as it was when the
-job started. What has a receipt for its present recipe is committed, as by ``dvc commit``. A source edited while the job
-ran changes the recipe, so that job is not committed and its stage stays stale.
+Each stage has a ticket with its recipe, and a receipt from the job that ran it to its end (pipeline/tickets.py). What
+has a receipt for its present recipe is committed, as by ``dvc commit``. A source edited while the job ran changes the
+recipe, so that job is not committed and its stage stays stale.
+
+All this is the work of one process, the head. A job on a node needs neither DVC nor its locks: the head leaves it a
+list of the stages.
 
 ``python -m pipeline.dag`` commits what a killed ``snakemake`` has finished and not committed.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-import secrets
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import networkx
 from dvc.exceptions import DvcException
@@ -26,10 +27,12 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 
 from fvq.runtime.errors import UserError, one_line_errors
-from fvq.runtime.files import write_atomically
+from fvq.runtime.status import read_queue, read_records, remove_queue, write_queue
+from pipeline import slurm, tickets
+from pipeline.needs import check_resources, read_needs
+from pipeline.plan import Plan, Stage, write_stages
 
-TICKETS = Path(".dvc/tmp/tickets")
-_NEVER = 1  # seconds since 1970: older than any output
+_HEAD = tickets.FOLDER / "head"
 
 
 class Commit(NamedTuple):
@@ -38,27 +41,119 @@ class Commit(NamedTuple):
     committed: list[str]
     refused: list[str]  # finished, but a source, a parameter or the command changed while the job ran
     stale: list[str]  # what is left to run, the refused among them
+    fresh: set[str]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage of dvc.yaml as a Snakemake rule sees it. Paths are relative to the repository root."""
+def plan_run(defaults: Iterable[str]) -> Plan:
+    """Take the head's place until this process ends, commit what is finished, and issue tickets.
 
-    name: str
-    command: str
-    threads: int
-    resources: dict[str, Any]
-    outputs: list[str]
-    folders: frozenset[str]  # the outputs that are folders
-    upstream: list[str]  # the outputs of other stages that this one reads
+    ``defaults`` are the names of the default resources, by command line and profile.
 
-    @property
-    def ticket(self) -> Path:
-        return TICKETS / self.name
+    Raises:
+        UserError: another ``snakemake`` is at work here; params.yaml, dvc.yaml or a resource is not valid; as
+            ``issue_tickets``.
+    """
+    check_resources(defaults)
+    study = check_parameters()
+    become_head()
+    earlier = slurm.jobs_at_work()
+    if earlier:
+        # Committing would change the recipes of the stages that these jobs are at work on.
+        fresh = issue_tickets()
+    else:
+        done = commit()
+        if done.committed or done.refused:
+            report(done)
+        fresh = done.fresh
+    stages = load_stages()
+    for stage in stages:
+        path = tickets.earlier_jobs(stage.name)
+        if stage.name in earlier:
+            path.write_text("\n".join(earlier[stage.name]), encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
+    write_stages(stages)
+    return Plan(study, stages, fresh, earlier)
 
-    @property
-    def receipt(self) -> Path:
-        return TICKETS / f"{self.name}.receipt"
+
+def become_head() -> None:
+    """Keep every other ``snakemake`` out of this folder until this process ends.
+
+    The lock is the kernel's, so that a killed process leaves none behind. File systems without locks are left without.
+
+    Raises:
+        UserError: another one is at work here.
+    """
+    _check_folder()
+    _HEAD.parent.mkdir(parents=True, exist_ok=True)
+    file = _HEAD.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        who = file.read().strip() or "another process"
+        raise UserError(
+            f"snakemake is at work in this folder already: {who}; `fvq status` shows how far it is"
+        ) from None
+    except OSError:
+        pass
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held.append(file)
+
+
+_held: list[IO[str]] = []  # a lock ends with its file
+
+
+def start(plan: Plan, names: list[str], *, here: bool) -> None:
+    """Make the files of the stages that are going to run replaceable, and leave their names for ``fvq status``.
+
+    Raises:
+        UserError: ``here``, on this machine, a stage is to run that a job of Slurm is at work on.
+    """
+    for name, jobs in ((name, plan.earlier[name]) for name in names if name in plan.earlier):
+        if here:
+            end = f"wait for its end, or end it: scancel {' '.join(jobs)}"
+            raise UserError(f"{name}: job {' '.join(jobs)} is at work on it; {end}")
+    with _open_repository() as repo:
+        outputs = [out for stage in repo.index.stages if stage.addressing in names for out in stage.outs]
+        for out in outputs:
+            # A hard link to DVC's cache is read-only: Snakemake refuses to replace it, or to put it back, and as root
+            # it would write into the cache.
+            if not _is_folder(out):
+                out.unprotect()
+    write_queue(_queue(plan.study), names)
+
+
+def tell_failures(study: str) -> None:
+    """Print one line for each stage that failed since ``start``: the cause, and the log where there is one."""
+    queue = read_queue(_queue(study))
+    if queue is None:
+        return
+    records = read_records(_queue(study).parent)
+    for name in (name for name in queue.stages if not tickets.has_receipt(name)):
+        record = records.get(name)
+        logs = [path for path in slurm.logs_of(name) if path.stat().st_mtime >= queue.written_at.timestamp()]
+        if record and record.state != "running" and record.updated_at >= queue.written_at:
+            cause = record.message or record.state
+        elif logs:
+            lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines()
+            own = [line.removeprefix("fvq: error: ") for line in lines if line.startswith("fvq: error: ")]
+            errors = own or [line for line in lines if "error: " in line] or ["no word of an error"]
+            cause = errors[-1]
+        else:
+            continue
+        print(f"fvq: {name}: {cause}" + (f" (log: {logs[-1]})" if logs else ""), file=sys.stderr)
+
+
+def tell_end(study: str) -> None:
+    """Take the names back."""
+    remove_queue(_queue(study))
+
+
+def _queue(study: str) -> Path:
+    return Path("runs", study, "status", "queue.json")
 
 
 def load_stages() -> list[Stage]:
@@ -72,28 +167,16 @@ def load_stages() -> list[Stage]:
 
 
 def issue_tickets(*, renew: bool = False) -> set[str]:
-    """Write the ticket of each stale stage, date back those of the fresh ones. Returns the names of the fresh stages.
+    """Write the ticket of each stale stage, date back those of the fresh ones (``renew`` as in ``tickets.issue``).
 
-    A stale stage with a receipt for its recipe keeps its ticket: its outputs are those of a finished job. Others get a
-    new one with ``renew``, for when no job is at work: Snakemake takes the outputs that it puts back after a failure
-    for those of the ticket that the failed job had.
+    Returns the names of the fresh stages.
 
     Raises:
         UserError: as ``load_stages``; a dependency that no stage makes is missing; another DVC process works here.
     """
     recipes, fresh = _survey()
     for name, recipe in recipes.items():
-        ticket = TICKETS / name
-        known = _recipe(ticket) == recipe and not (renew and name not in fresh and not _has_receipt(name))
-        if not known or (name not in fresh and ticket.stat().st_mtime <= _NEVER):
-            # Snakemake compares small inputs by content: the second word makes each issue of a ticket new to it.
-            with write_atomically(ticket) as temporary:
-                temporary.write_text(f"{recipe} {secrets.token_hex(4)}\n", encoding="utf-8")
-        elif name not in fresh and not _has_receipt(name):
-            # Outputs may be younger for other reasons, such as `dvc checkout`. The content stays: a job may be at work.
-            ticket.touch()
-        if name in fresh:
-            os.utime(ticket, (_NEVER, _NEVER))
+        tickets.issue(name, recipe, fresh=name in fresh, renew=renew)
     return fresh
 
 
@@ -104,22 +187,45 @@ def commit(*, renew: bool = False) -> Commit:
         UserError: as ``issue_tickets``.
     """
     recipes, fresh = _survey()
-    finished = [name for name in recipes if name not in fresh and _has_receipt(name)]
-    committed = [name for name in finished if _recipe(TICKETS / name) == recipes[name]]
-    if committed:
-        with _open_repository() as repo, repo.lock, repo.scm_context:
-            stages = [stage for stage in repo.index.stages if stage.addressing in committed]
-            for stage in stages:
-                stage.save()
-                stage.commit()
+    finished = [name for name in recipes if name not in fresh and tickets.has_receipt(name)]
+    committed = [name for name in finished if tickets.recipe(name) == recipes[name]]
+    refused = [name for name in finished if name not in committed]
+    with _open_repository() as repo, repo.lock, repo.scm_context:
+        stages = [stage for stage in repo.index.stages if stage.addressing in committed]
+        for stage in [stage for stage in stages if not all(out.exists for out in stage.outs)]:
+            tickets.receipt(stage.addressing).unlink()  # somebody has removed what the job made
+            stages.remove(stage)
+        for stage in stages:
+            stage.save()
+            stage.commit()
+        if stages:
             # `dvc commit` with many names reads the graph and writes the lock file anew for each.
             stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
-    fresh = issue_tickets(renew=renew)
+    saved = {stage.addressing for stage in stages}
+    committed = [name for name in committed if name in saved]
+    if stages:
+        recipes, fresh = _survey()
+    for name, recipe in recipes.items():
+        tickets.issue(name, recipe, fresh=name in fresh, renew=renew)
     return Commit(
         committed=committed,
-        refused=[name for name in finished if name not in committed],
+        refused=refused,
         stale=[name for name in recipes if name not in fresh],
+        fresh=fresh,
     )
+
+
+def commit_finished(*, renew: bool = False) -> None:
+    """``commit`` and tell, unless jobs are still at work here: that would change the recipes they work by."""
+    jobs = [job for listed in slurm.jobs_at_work().values() for job in listed]
+    if jobs:
+        print(
+            f"nothing is committed to dvc.lock while jobs are at work here: {', '.join(jobs)}; the next snakemake does "
+            "it, or when they have ended: python -m pipeline.dag",
+            file=sys.stderr,
+        )
+        return
+    report(commit(renew=renew))
 
 
 def report(done: Commit) -> None:
@@ -131,22 +237,26 @@ def report(done: Commit) -> None:
     ):
         if names:
             print(f"{text}: {', '.join(names)}", file=sys.stderr)
-    if not any(done):
+    if not done.committed and not done.stale:
         print("every stage is up to date", file=sys.stderr)
 
 
-def check_parameters() -> None:
-    """Read params.yaml. Raises UserError, which names the key, where it is not valid."""
+def check_parameters() -> str:
+    """The name of the study in params.yaml. Raises UserError, which names the key, where that is not valid."""
     from fvq.config import load_parameters
 
-    load_parameters()
+    return load_parameters().study
+
+
+def _check_folder() -> None:
+    if not Path(".dvc").is_dir():
+        raise UserError(".dvc: no such folder; run this from the root of a clone, or make one with: dvc init")
 
 
 @contextmanager
 def _open_repository() -> Iterator[Any]:
     """DVC's repository object, its errors as one line."""
-    if not Path(".dvc").is_dir():
-        raise UserError(".dvc: no such folder; run this from the root of a clone, or make one with: dvc init")
+    _check_folder()
     try:
         with Repo(".") as repo:
             yield repo
@@ -167,26 +277,40 @@ def _in_order(repo: Any) -> list[Any]:
 
 
 def _describe(stage: Any, repo: Any) -> Stage:
-    meta = stage.meta or {}
+    threads, resources = read_needs(stage.meta or {}, stage.addressing)
     return Stage(
         name=stage.addressing,
         command=stage.cmd if isinstance(stage.cmd, str) else "\n".join(stage.cmd),
-        threads=int(meta.get("threads", 1)),
-        resources=dict(meta.get("resources", {})),
-        outputs=[_path(out, repo) for out in stage.outs],
-        # A folder that was never made is known by the slash after its name only.
-        folders=frozenset(_path(out, repo) for out in stage.outs if out.def_path.endswith("/")),
-        upstream=sorted({_path(out, repo) for out in _read_outputs(stage, repo)}),
+        threads=threads,
+        resources=resources,
+        files=_files(stage, repo),
+        folders=_folders(stage, repo),
+        upstream=sorted(
+            {path for maker in _makers(stage, repo) for path in _files(maker, repo) or _folders(maker, repo)}
+        ),
     )
+
+
+def _files(stage: Any, repo: Any) -> list[str]:
+    return [_path(out, repo) for out in stage.outs if not _is_folder(out)]
+
+
+def _folders(stage: Any, repo: Any) -> list[str]:
+    return [_path(out, repo) for out in stage.outs if _is_folder(out)]
+
+
+def _is_folder(out: Any) -> bool:
+    return out.def_path.endswith("/")  # which tells it of one that was never made
 
 
 def _path(out: Any, repo: Any) -> str:
     return Path(out.fs_path).relative_to(repo.root_dir).as_posix()
 
 
-def _read_outputs(stage: Any, repo: Any) -> list[Any]:
-    """The outputs of other stages that a stage reads: a dependency itself, a file in it, or the folder around it."""
-    return [out for dependency in stage.deps for out in _made_in(dependency, stage, repo)]
+def _makers(stage: Any, repo: Any) -> list[Any]:
+    """The stages that make what a stage reads: a dependency itself, a file in it, or the folder around it."""
+    outputs = [out for dependency in stage.deps for out in _made_in(dependency, stage, repo)]
+    return list({out.stage.addressing: out.stage for out in outputs}.values())
 
 
 def _made_in(dependency: Any, stage: Any, repo: Any) -> list[Any]:
@@ -211,7 +335,7 @@ def _survey() -> tuple[dict[str, str], set[str]]:
             records = [[out.def_path, out.hash_info.value] for out in stage.outs]
             text = json.dumps([stage.cmd, sources, records], sort_keys=True, default=str)
             recipes[stage.addressing] = hashlib.sha256(text.encode()).hexdigest()
-            above = {out.stage.addressing for out in _read_outputs(stage, repo)}
+            above = {maker.addressing for maker in _makers(stage, repo)}
             if above <= fresh and not stage.changed():
                 fresh.add(stage.addressing)
     return recipes, fresh
@@ -229,17 +353,7 @@ def _describe_dependency(dependency: Any, stage: Any, repo: Any, recipes: dict[s
     return [str(dependency), dependency.get_hash().value]
 
 
-def _recipe(ticket: Path) -> str:
-    """The recipe that a ticket carries, empty where there is none."""
-    return ticket.read_text(encoding="utf-8").split(" ")[0] if ticket.exists() else ""
-
-
-def _has_receipt(name: str) -> bool:
-    """Whether a job ran to its end on the present ticket."""
-    ticket, receipt = TICKETS / name, TICKETS / f"{name}.receipt"
-    return ticket.exists() and receipt.exists() and receipt.read_text() == ticket.read_text()
-
-
 if __name__ == "__main__":
     with one_line_errors():
-        report(commit())
+        become_head()
+        commit_finished()

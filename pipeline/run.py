@@ -4,19 +4,21 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from fvq.config import Parameters, load_parameters
 from fvq.runtime.checkpoint import recipe_digest
-from fvq.runtime.devices import best_device, use_cores
+from fvq.runtime.devices import best_device, check_gpus, use_cores
 from fvq.runtime.errors import UserError, one_line_errors
 from fvq.runtime.files import sha256_file
 from fvq.runtime.processes import is_first, process_group
 from fvq.runtime.provenance import Stopwatch, code_digest, library_versions, write_provenance
-from pipeline.launch import launch, processes_to_start
+from fvq.runtime.status import status_record
+from pipeline.launch import launch, launch_on_nodes, processes_to_start
+from pipeline.slurm import allocation, current_job, log_of
 
 Group = Literal["rows", "generators", "evaluation_sets", "repetitions"]
 
@@ -128,8 +130,13 @@ class Run:
             chosen[f"swept_generators.{self.name}"] = everything["swept_generators"][self.name]
         return chosen | {f"{group}.{name}": everything[group][name] for name in names if name is not None}
 
+    def drop_state(self) -> None:
+        """Remove the resume state: the outputs are whole."""
+        if "resume_folder" in self.__dict__:
+            shutil.rmtree(self.resume_folder, ignore_errors=True)
+
     def finish(self) -> None:
-        """Write the provenance record beside the outputs and drop the resume state."""
+        """Write the provenance record beside the outputs."""
         inside = [path for folder in self.output_folders for path in sorted(folder.rglob("*")) if path.is_file()]
         write_provenance(
             self.folder(self.stage, self.row) / "provenance.json",
@@ -142,8 +149,6 @@ class Run:
             stopwatch=self._stopwatch,
             generated=("dvc.lock", "reports"),
         )
-        if "resume_folder" in self.__dict__:
-            shutil.rmtree(self.resume_folder, ignore_errors=True)
 
 
 def run_stage(
@@ -156,7 +161,7 @@ def run_stage(
     """Run ``work``, for the one of ``each`` group that the command line names; exit with one line on bad input.
 
     With ``parallel`` (of the parameters and the name, where it is a function) it runs in one process per GPU, or in as
-    many as ``torchrun`` or ``$FVQ_PROCESSES`` say.
+    many as ``torchrun`` or ``$FVQ_PROCESSES`` say; in a Slurm job of several nodes in that many on each.
     """
     arguments = sys.argv[1:]
     with one_line_errors(), _outputs_kept():
@@ -172,14 +177,40 @@ def run_stage(
         if callable(parallel):
             assert row is not None
             parallel = parallel(parameters, row)
-        if parallel and (count := processes_to_start()) > 1:
-            launch(f"pipeline.{stage}", arguments, count)
+        if "RANK" not in os.environ:
+            with _status(stage, row, parameters):
+                check_gpus()
+        if parallel and _launch(f"pipeline.{stage}", arguments):
             return
-        with process_group(), one_line_errors():
+        with process_group(), one_line_errors(), _status(stage, row, parameters):
             run = Run(stage, row, parameters)
             work(run)
-            if is_first():
+            if first := is_first():
                 run.finish()
+        # Not before the processes have taken leave of each other: where that fails, the run goes on from its state.
+        if first:
+            run.drop_state()
+
+
+def _launch(module: str, arguments: list[str]) -> bool:
+    """Run the stage in several processes, on all nodes of the job; False where one process is to do it, this one."""
+    count = processes_to_start()
+    nodes = None if "RANK" in os.environ else allocation()
+    if nodes:
+        launch_on_nodes(module, arguments, count, nodes)
+    elif count > 1:
+        launch(module, arguments, count)
+    return bool(nodes) or count > 1
+
+
+def _status(stage: str, row: str | None, parameters: Parameters) -> AbstractContextManager[None]:
+    """The record that ``fvq status`` reads; the first process keeps it."""
+    if not is_first():
+        return nullcontext()
+    name = f"{stage}@{row}" if row else stage
+    path = Path("runs", parameters.study, "status", f"{name}.json")
+    job = current_job()
+    return status_record(path, stage=stage, row=row, job=job, log=log_of(job) if job else None)
 
 
 @contextmanager

@@ -15,16 +15,18 @@ ROOT = Path(__file__).parents[1]
 COPIED = [
     "Snakefile",
     ".dvcignore",
-    "pipeline/dag.py",
+    *(f"pipeline/{name}.py" for name in ("dag", "job", "needs", "plan", "slurm", "tickets")),
     "profiles/default/profile.v9+.yaml",
     "slurm/profile.v9+.yaml",
     "src/fvq/runtime/errors.py",
     "src/fvq/runtime/interruption.py",
-    "src/fvq/runtime/files.py",
+    *(f"src/fvq/runtime/{name}.py" for name in ("files", "progress", "status")),
 ]
 
 # The Snakefile's folder comes first on the module path: this stands in for the real fvq.config.
 CONFIG = """
+from types import SimpleNamespace
+
 import yaml
 from fvq.runtime.errors import UserError
 
@@ -33,6 +35,7 @@ def load_parameters():
         for key, row in yaml.safe_load(file)["rows"].items():
             if row["codes"] < 1:
                 raise UserError(f"params.yaml: rows.{key}.codes: must be at least 1")
+    return SimpleNamespace(study="toy")
 """
 
 PARAMETERS = """\
@@ -63,7 +66,7 @@ stages:
         - results/${study}/train/${key}/model.txt:
             persist: true
         - results/${study}/train/${key}/history.csv
-      meta: {threads: 2, resources: {mem_mb: 100}}
+      meta: {threads: 2, scale: small, needs: {small: {memory_gb: 0.1}, large: {gpus: 8}}}
   evaluate:
     foreach: ${rows}
     do:
@@ -94,7 +97,9 @@ name = f"{stage}@{row}" if row else stage
 
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.rename(path)
 
 with open("ran.txt", "a") as file:
     file.write(f"{name} {os.environ.get('OMP_NUM_THREADS')}\\n")
@@ -298,7 +303,7 @@ def test_stages_as_rules_see_them(toy: Toy) -> None:
     """
     stages = {stage["name"]: stage for stage in json.loads(toy.run(sys.executable, "-c", program))}
     assert sorted(stages) == ALL
-    assert stages["prepare"]["folders"] == ["results/toy/data"]
+    assert (stages["prepare"]["files"], stages["prepare"]["folders"]) == ([], ["results/toy/data"])
     train = stages["train@fvq"]
     assert (train["command"], train["threads"]) == ("python stages.py train fvq", 2)
     assert train["resources"] == {"mem_mb": 100}
@@ -327,7 +332,6 @@ def test_a_killed_snakemake_loses_no_finished_stage(toy: Toy) -> None:
 
     said = toy.run(sys.executable, "-m", "pipeline.dag")
     assert "committed to dvc.lock: prepare, train@fvq" in said
-    toy.snakemake("--unlock")
     toy.snakemake()
     again = toy.ran()
     # What was running beside it was cut off too.
@@ -398,4 +402,36 @@ def test_outputs_that_are_not_those_of_the_last_run(toy: Toy) -> None:
     assert model.read_text().startswith("16 codes")
     toy.snakemake("-c2", "-F")
     assert toy.ran() == ALL
+    toy.assert_up_to_date()
+
+
+def test_files_linked_to_the_cache_are_made_anew(toy: Toy) -> None:
+    toy.dvc("config", "cache.type", "hardlink,copy")
+    toy.snakemake()
+    model = toy.folder / "results/toy/train/fvq/model.txt"
+    assert model.stat().st_nlink > 1
+    toy.edit("params.yaml", "codes: 8", "codes: 16")
+    toy.snakemake("-c2", status=1, TOY_FAIL="train@fvq")
+    assert model.stat().st_nlink == 1  # what Snakemake put back is not the cache's file
+    assert model.stat().st_mode & 0o200
+    toy.snakemake()
+    assert model.read_text().startswith("16 codes")
+    toy.edit("params.yaml", "codes: 16", "codes: 8")
+    toy.ran()
+    toy.dvc("repro", "-q")  # from DVC's cache of runs: what was there before is undamaged
+    toy.assert_up_to_date()
+    assert model.read_text().startswith("8 codes")
+
+
+def test_results_that_were_removed_before_they_were_recorded_are_made_anew(toy: Toy) -> None:
+    toy.snakemake("-c2", status=1, TOY_FAIL="evaluate@fvq")
+    toy.edit("params.yaml", "codes: 8", "codes: 16")
+    toy.snakemake("-c1", "train@fvq", status=1, TOY_FAIL="train@fvq")
+    toy.ran()
+    # A head that is killed between a job's end and the recording leaves a receipt.
+    toy.snakemake("-c1", "train@fvq", "--no-hooks")
+    assert toy.ran() == ["train@fvq"]
+    (toy.folder / "results/toy/train/fvq/history.csv").unlink()
+    toy.snakemake()
+    assert "train@fvq" in toy.ran()
     toy.assert_up_to_date()
