@@ -255,6 +255,7 @@ def sweep(run):
 
     main(run)
     run.finish()
+    run.drop_state()
     return Path("results", run.parameters.study, "sweep_guidance", run.name, "guidance.csv")
 
 

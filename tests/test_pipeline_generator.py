@@ -65,6 +65,7 @@ def test_what_it_writes(run, capsys):
     (RESULTS / "cache_tokens/fvq/tokens/.snakemake_timestamp").write_bytes(b"")
     main(run)
     run.finish()
+    run.drop_state()
     folder = RESULTS / "train_generator/fvq"
     model = LlamaGen.load(folder / "generator.safetensors")
     assert (model.config.vocabulary_size, model.config.classes, model.config.grid) == (256, 2, (8, 8))

@@ -77,6 +77,7 @@ def test_what_it_writes(study, capsys):
     run = study()
     main(run)
     run.finish()
+    run.drop_state()
     table, images = open_token_table(OUTPUT / "tokens", sha256_file(WEIGHTS), 64), open_images(IMAGES)
     info = table.info
     assert (info.grid, info.views, info.classes) == ((4, 4), ("center", "center_flip"), ("a", "b"))
@@ -152,6 +153,7 @@ def test_killed_between_shards_it_goes_on(study, monkeypatch, links):
     assert [path.name for path in kept] == sorted(shards())
     assert all(path.samefile(OUTPUT / "tokens" / path.name) == links for path in kept)
     run.finish()
+    run.drop_state()
     assert len(shards()) == 3 and open_token_table(OUTPUT / "tokens").images == 24
     assert not run.resume_folder.exists()
 
@@ -163,6 +165,7 @@ def test_two_processes_write_what_one_does(study, monkeypatch, tmp_path):
     run = study()
     main(run)
     run.finish()
+    run.drop_state()
     expected = shards()
     shutil.rmtree(OUTPUT)
     (tmp_path / "work.py").write_text(WORK)
