@@ -189,16 +189,16 @@ def test_whether_this_job_was_started_before(cluster: FakeSlurm, monkeypatch: py
 def test_the_log_of_a_job(cluster: FakeSlurm) -> None:
     from pipeline import slurm
 
-    cluster.add("3", "rule_render", Path("/home/me/fvq"))
-    assert slurm.log_of("3") == "/home/me/fvq/runs/logs/rule_render/3.log"
+    cluster.add("3", "rule_render", Path("/shared/fvq"))
+    assert slurm.log_of("3") == "/shared/fvq/runs/logs/rule_render/3.log"
     assert slurm.log_of("4") is None
 
 
 def test_the_log_of_a_job_in_a_folder_with_blanks(cluster: FakeSlurm) -> None:
     from pipeline import slurm
 
-    cluster.add("3", "rule_render", Path("/home/me/my own fvq"))
-    assert slurm.log_of("3") == "/home/me/my own fvq/runs/logs/rule_render/3.log"
+    cluster.add("3", "rule_render", Path("/shared/my own fvq"))
+    assert slurm.log_of("3") == "/shared/my own fvq/runs/logs/rule_render/3.log"
 
 
 def test_the_logs_of_a_stage_are_its_own_oldest_first(cluster: FakeSlurm) -> None:
