@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -122,17 +123,18 @@ def test_a_training_longer_than_its_time_limit_goes_on_by_itself(study: Study, u
     """The profile's warning, sooner: the training is slowed down, so that it would take several limits."""
     head = study.start(
         FROZEN,
-        *("--default-resources", "mem_mb=4000", "runtime=2", "slurm_extra='--signal=USR1@60 --open-mode=append'"),
+        *("--default-resources", "mem_mb=4000", "runtime=3", "slurm_extra='--signal=USR1@60 --open-mode=append'"),
     )
     job = study.wait_for_state(TRAINING)
     (training,) = (process for process in psutil.process_iter() if is_training(process, study.project.path))
     # Slurm warns between 60 and 120 seconds before the limit.
-    end = time.monotonic() + 70
-    while time.monotonic() < end and training.is_running():
-        training.suspend()
-        time.sleep(0.9)
-        training.resume()
-        time.sleep(0.1)
+    end = time.monotonic() + 130
+    with suppress(psutil.NoSuchProcess):  # it ends, as warned
+        while time.monotonic() < end:
+            training.suspend()
+            time.sleep(0.9)
+            training.resume()
+            time.sleep(0.1)
     head.wait()
     assert [job.id for job in study.jobs(TRAINING)] == [job.id]
     assert "Restarts=0" not in study.cluster.run("scontrol", "show", "job", str(job.id)).stdout
