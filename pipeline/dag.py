@@ -31,6 +31,7 @@ from fvq.runtime.status import read_queue, read_records, remove_queue, write_que
 from pipeline import slurm, tickets
 from pipeline.needs import check_resources, read_needs
 from pipeline.plan import Plan, Stage, write_stages
+from pipeline.preemption import watch_for_preemption
 
 _HEAD = tickets.FOLDER / "head"
 
@@ -109,6 +110,8 @@ _held: list[IO[str]] = []  # a lock ends with its file
 def start(plan: Plan, names: list[str], *, here: bool) -> None:
     """Make the files of the stages that are going to run replaceable, and leave their names for ``fvq status``.
 
+    Where they run in Slurm, not ``here``, preempted jobs are put back into the queue from now on.
+
     Raises:
         UserError: ``here``, on this machine, a stage is to run that a job of Slurm is at work on.
     """
@@ -124,6 +127,8 @@ def start(plan: Plan, names: list[str], *, here: bool) -> None:
             if not _is_folder(out):
                 out.unprotect()
     write_queue(_queue(plan.study), names)
+    if not here:
+        watch_for_preemption()
 
 
 def tell_failures(study: str) -> None:

@@ -40,12 +40,12 @@ def jobs_at_work() -> dict[str, list[str]]:
     Raises:
         UserError: Slurm does not answer.
     """
-    here = Path.cwd().resolve()
-    jobs = defaultdict(list)
-    for job, comment, folder in _listed(f"{_AT_WORK},COMPLETING"):
-        if comment.startswith(_COMMENT) and Path(folder).resolve() == here:
-            jobs[comment.removeprefix(_COMMENT)].append(job)
-    return dict(jobs)
+    return _jobs_here(f"{_AT_WORK},COMPLETING")
+
+
+def preempted_jobs() -> dict[str, list[str]]:
+    """Those that Slurm has ended for others' sake, and has not put back into the queue; as above."""
+    return _jobs_here("PREEMPTED")
 
 
 def is_at_work(job: str) -> bool:
@@ -104,6 +104,15 @@ def without_step(environment: Mapping[str, str]) -> dict[str, str]:
     kept = ("SLURM_CONF", "SLURM_JOB_ID")
     prefixes = ("SLURM_", "SRUN_", "SBATCH_")
     return {name: value for name, value in environment.items() if name in kept or not name.startswith(prefixes)}
+
+
+def _jobs_here(states: str) -> dict[str, list[str]]:
+    here = Path.cwd().resolve()
+    jobs = defaultdict(list)
+    for job, comment, folder in _listed(states):
+        if comment.startswith(_COMMENT) and Path(folder).resolve() == here:
+            jobs[comment.removeprefix(_COMMENT)].append(job)
+    return dict(jobs)
 
 
 def _listed(states: str) -> list[tuple[str, str, str]]:

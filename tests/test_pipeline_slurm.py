@@ -223,6 +223,57 @@ def test_requeue_says_whether_slurm_does_it(cluster: FakeSlurm) -> None:
     assert cluster.called("scontrol") == ["requeue 3"] * 2
 
 
+def test_preempted_jobs_go_back_into_the_queue(
+    cluster: FakeSlurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.preemption import requeue_preempted
+
+    here = Path.cwd()
+    cluster.add("3", f"rule_{TRAINING}", here, state="PREEMPTED")  # an earlier head's
+    cluster.add("4", f"rule_{TRAINING}", here, state="PREEMPTED")
+    cluster.add("5", "rule_render", here, state="FAILED")
+    cluster.add("6", "rule_render", here)
+    cluster.add("7", "rule_render", tmp_path, state="PREEMPTED")  # another folder's
+    refused: set[str] = set()
+    requeue_preempted({"3"}, refused)
+    assert cluster.called("scontrol") == ["requeue 4"]
+    assert capfd.readouterr().err == f"fvq: {TRAINING}: job 4 was preempted and goes back into the queue\n"
+    assert not refused
+
+
+def test_one_that_slurm_does_not_queue_again_is_told_once_and_asked_for_anew(
+    cluster: FakeSlurm, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.preemption import requeue_preempted
+
+    cluster.add("4", f"rule_{TRAINING}", Path.cwd(), state="PREEMPTED")
+    cluster.requeues = False
+    cluster.save()
+    refused: set[str] = set()
+    requeue_preempted(set(), refused)
+    assert f"{TRAINING}: job 4 was preempted, and Slurm does not queue it again" in capfd.readouterr().err
+    requeue_preempted(set(), refused)
+    assert capfd.readouterr().err == ""
+    cluster.requeues = True
+    cluster.save()
+    requeue_preempted(set(), refused)
+    assert "job 4 was preempted and goes back into the queue" in capfd.readouterr().err
+    assert cluster.called("scontrol") == ["requeue 4"] * 3
+
+
+def test_a_controller_that_is_down_for_a_while_stops_no_watch(
+    cluster: FakeSlurm, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.preemption import requeue_preempted
+
+    cluster.add("4", f"rule_{TRAINING}", Path.cwd(), state="PREEMPTED")
+    cluster.down = True
+    cluster.save()
+    requeue_preempted(set(), set())
+    assert capfd.readouterr().err == ""
+    assert not cluster.called("scontrol")
+
+
 def test_outside_of_a_job_there_is_no_allocation(cluster: FakeSlurm) -> None:
     from pipeline import slurm
 

@@ -37,6 +37,7 @@ PORTS = range(20_000, 32_000)
 # Daemons are in folders that a user's PATH may lack.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
+# Jobs of main and spare make way for those of urgent: main's are told and go back into the queue, spare's are killed.
 # cred_expire is also how long a requeued job waits. A node that does not answer is down after about SlurmdTimeout and
 # MessageTimeout together.
 SLURM_CONF = """\
@@ -75,9 +76,13 @@ MinJobAge=300
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} {resources}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} {resources}
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE GraceTime=20 State=UP
 PartitionName=gpu Nodes=n1,n2 MaxTime=INFINITE State=UP
 PartitionName=short Nodes=n1,n2 MaxTime=2 State=UP
+PartitionName=spare Nodes=n1,n2 PreemptMode=CANCEL State=UP
+PartitionName=urgent Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF State=UP
 """
 
 
@@ -318,7 +323,8 @@ class Cluster:
 def slurm_cluster(
     folder: Path, *, cores_per_node: int = 1, memory_mb: int = 16_000, gpus: int = 8, kill_wait: int = 10
 ) -> Iterator[Cluster]:
-    """A running cluster: idle nodes n1 and n2; partitions main (the default), gpu, and short (two minutes at most).
+    """A running cluster: idle nodes n1 and n2; partitions main (the default), gpu, short (two minutes at most), and
+    spare and urgent, for whose jobs those of the others make way.
 
     Cores, memory and GPUs are what Slurm counts; this machine need not have them.
 

@@ -109,6 +109,10 @@ class Study:
         here = str(self.project.path.resolve())
         return [job for job in self.cluster.jobs() if job.comment == f"rule_{stage}" and job.workdir == here]
 
+    def log(self, stage: str, job: Job) -> str:
+        """The log of a job that failed, or of any with ``--slurm-keep-successful-logs``."""
+        return (self.project.path / f"runs/logs/rule_{stage}/{job.id}.log").read_text()
+
     def states(self, stage: str) -> list[Path]:
         """The saved states of a training."""
         name, _, row = stage.partition("@")

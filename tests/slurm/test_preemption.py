@@ -74,6 +74,30 @@ def test_a_cancelled_job(study: Study, undisturbed: dict[str, str]) -> None:
     assert_finished(study, undisturbed, without="no row")
 
 
+@pytest.mark.parametrize(
+    ("partition", "state", "told"),
+    [
+        ("main", "PENDING", "SIGTERM received; saved after step"),
+        ("spare", "PREEMPTED", "was preempted and goes back into the queue"),
+    ],
+    ids=["told in time and requeued", "cancelled at once"],
+)
+def test_a_job_that_makes_way_for_another(
+    study: Study, undisturbed: dict[str, str], partition: str, state: str, told: str
+) -> None:
+    options = ("mem_mb=4000", "runtime=60", f"slurm_partition={partition}", "slurm_extra='--open-mode=append'")
+    head = study.start(FROZEN, "--slurm-keep-successful-logs", "--default-resources", *options)
+    job = study.wait_for_state(TRAINING)
+    urgent = study.cluster.submit("sleep 1", "--partition=urgent", f"--nodelist={job.node}")
+    study.cluster.wait_for(lambda: study.cluster.job(job.id).state == state, 60, "the training has made way")
+    study.cluster.wait_for(lambda: study.cluster.job(urgent).state == "COMPLETED", 60, "the other job has run")
+    said = head.wait()
+    assert [job.id for job in study.jobs(TRAINING)] == [job.id]
+    assert "Restarts=1" in study.cluster.run("scontrol", "show", "job", str(job.id)).stdout
+    assert told in said + study.log(TRAINING, job)
+    assert_finished(study, undisturbed)
+
+
 def test_a_node_without_power(study: Study, undisturbed: dict[str, str]) -> None:
     head = study.start(FROZEN)
     node = study.wait_for_state(TRAINING).node
@@ -154,8 +178,7 @@ def test_a_killed_head_leaves_jobs_that_the_next_one_queues_behind(study: Study,
     assert (first.id, first.state) == (job.id, "RUNNING")
     assert (second.state, second.reason) == ("PENDING", "Dependency")
     again.wait()
-    log = study.project.path / f"runs/logs/rule_{TRAINING}/{second.id}.log"
-    assert "made by an earlier job" in log.read_text()
+    assert "made by an earlier job" in study.log(TRAINING, second)
     assert study.record("train_tokenizer", "vq") == before
     assert_finished(study, undisturbed, without="no row")
 
