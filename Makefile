@@ -6,7 +6,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements/fvq.lock
 
-# The build of torch that replaces the lock's: the one named now, else at the last setup, else none.
+# The build of torch that replaces the lock's: the one named now, else that of the last setup (what `auto` chose
+# there, since this machine may be another), else none.
 SET_UP_FOR := $(shell cat .venv/torch-backend 2>/dev/null)
 TORCH_BACKEND ?= $(SET_UP_FOR)
 TORCH_PACKAGES := $(shell sed -n -E 's/^(torch|torchvision)==([^ ;]+).*/\1==\2/p' requirements/fvq.lock)
@@ -40,7 +41,7 @@ setup: .venv/installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline -e .
 	$(if $(TORCH_BACKEND),$(REMOVE_TORCH))
 	$(if $(TORCH_BACKEND),$(INSTALL_TORCH) || { echo 'once more with the certificates of this system'; $(INSTALL_TORCH) --system-certs; })
-	@echo '$(TORCH_BACKEND)' >.venv/torch-backend
+	@$(if $(filter auto,$(TORCH_BACKEND)),$(BIN)/python -c 'import torch; print(torch.__version__.partition("+")[2])',echo '$(TORCH_BACKEND)') >.venv/torch-backend
 	@touch $@
 
 repro: setup

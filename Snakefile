@@ -14,7 +14,7 @@ with one_line_errors():
     if workflow.is_main_process:
         from pipeline import dag
 
-        PLAN = dag.plan_run(DEFAULTS)
+        PLAN = dag.plan_run(DEFAULTS, workflow.resource_settings.overwrite_resources)
     else:
         # A job on a node is told what to run: it needs the stages, not their state.
         PLAN = Plan("", read_stages(), set(), {})

@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -29,9 +30,9 @@ from dvc.repo import Repo
 from fvq.runtime.errors import UserError, one_line_errors
 from fvq.runtime.status import read_queue, read_records, remove_queue, write_queue
 from pipeline import slurm, tickets
-from pipeline.needs import check_resources, read_needs
+from pipeline.needs import check_resources, read_needs, suggest
 from pipeline.plan import Plan, Stage, write_stages
-from pipeline.preemption import watch_for_preemption
+from pipeline.watch import watch_jobs
 
 _HEAD = tickets.FOLDER / "head"
 
@@ -45,21 +46,24 @@ class Commit(NamedTuple):
     fresh: set[str]
 
 
-def plan_run(defaults: Iterable[str]) -> Plan:
+def plan_run(defaults: Iterable[str], overwritten: Mapping[str, Iterable[str]]) -> Plan:
     """Take the head's place until this process ends, commit what is finished, and issue tickets.
 
-    ``defaults`` are the names of the default resources, by command line and profile.
+    ``defaults`` are the names of the default resources, by command line and profile; ``overwritten`` those that
+    ``--set-resources`` gives to stages.
 
     Raises:
         UserError: another ``snakemake`` is at work here; params.yaml, dvc.yaml or a resource is not valid; as
             ``issue_tickets``.
     """
-    check_resources(defaults)
+    check_resources(defaults, "default-resources")
+    for name, resources in overwritten.items():
+        check_resources(resources, f"set-resources: {name}")
     study = check_parameters()
     become_head()
     earlier = slurm.jobs_at_work()
-    if earlier:
-        # Committing would change the recipes of the stages that these jobs are at work on.
+    if earlier or tickets.at_work():
+        # Committing would change the recipes of the stages that these are at work on.
         fresh = issue_tickets()
     else:
         done = commit()
@@ -67,6 +71,10 @@ def plan_run(defaults: Iterable[str]) -> Plan:
             report(done)
         fresh = done.fresh
     stages = load_stages()
+    known = [stage.name for stage in stages]
+    for name in overwritten:
+        if name not in known:
+            raise UserError(f"set-resources: {name}: no such stage; {suggest(name, known)}")
     for stage in stages:
         path = tickets.earlier_jobs(stage.name)
         if stage.name in earlier:
@@ -74,6 +82,8 @@ def plan_run(defaults: Iterable[str]) -> Plan:
         else:
             path.unlink(missing_ok=True)
     write_stages(stages)
+    # Before Snakemake looks: it refuses to replace what is read-only, and as root it would write into the cache.
+    _unprotect(stage.name for stage in stages if stage.name not in fresh)
     return Plan(study, stages, fresh, earlier)
 
 
@@ -110,7 +120,7 @@ _held: list[IO[str]] = []  # a lock ends with its file
 def start(plan: Plan, names: list[str], *, here: bool) -> None:
     """Make the files of the stages that are going to run replaceable, and leave their names for ``fvq status``.
 
-    Where they run in Slurm, not ``here``, preempted jobs are put back into the queue from now on.
+    Where they run in Slurm, not ``here``, their jobs are looked after from now on.
 
     Raises:
         UserError: ``here``, on this machine, a stage is to run that a job of Slurm is at work on.
@@ -119,16 +129,23 @@ def start(plan: Plan, names: list[str], *, here: bool) -> None:
         if here:
             end = f"wait for its end, or end it: scancel {' '.join(jobs)}"
             raise UserError(f"{name}: job {' '.join(jobs)} is at work on it; {end}")
-    with _open_repository() as repo:
-        outputs = [out for stage in repo.index.stages if stage.addressing in names for out in stage.outs]
-        for out in outputs:
-            # A hard link to DVC's cache is read-only: Snakemake refuses to replace it, or to put it back, and as root
-            # it would write into the cache.
-            if not _is_folder(out):
-                out.unprotect()
+    _unprotect(names)  # those that `-F` asks for are not stale
     write_queue(_queue(plan.study), names)
     if not here:
-        watch_for_preemption()
+        slurm.mark_use()
+        watch_jobs(_queue(plan.study).with_name("waiting.json"))
+
+
+def _unprotect(names: Iterable[str]) -> None:
+    """Part the files of stages from DVC's cache, hard links to which are read-only."""
+    chosen = set(names)
+    with _open_repository() as repo:
+        outputs = [out for stage in repo.index.stages if stage.addressing in chosen for out in stage.outs]
+        for out in outputs:
+            path = Path(out.fs_path)
+            if path.is_file() and not (before := path.stat()).st_mode & stat.S_IWUSR:
+                out.unprotect()
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # older than its stage's ticket
 
 
 def tell_failures(study: str) -> None:
@@ -230,6 +247,7 @@ def commit_finished(*, renew: bool = False) -> None:
             file=sys.stderr,
         )
         return
+    slurm.forget_use()
     report(commit(renew=renew))
 
 

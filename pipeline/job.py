@@ -2,7 +2,7 @@
 
 It runs the stage's command and leaves a receipt if that succeeds. Where Slurm warns the job before its time is over, or
 before it takes the node for others, the stage saves its state and exits with status 75, and the job goes back into the
-queue by itself.
+queue by itself; so it does where SIGTERM ends a stage that saves none, and Slurm is not ending the job.
 """
 
 import os
@@ -39,10 +39,11 @@ def _run_in_turn(stage: Stage, lock: IO[str]) -> int:
     ticket = tickets.ticket(stage.name).read_text(encoding="utf-8")
     for folder in stage.folders:
         shutil.rmtree(folder, ignore_errors=True)  # a file of before would be taken for one of now
-    status = _run(stage.command, lock)
+    status, was_told = _run(stage, lock)
     if status == 0:
         tickets.write_receipt(stage.name, ticket, stage.files)
-    elif status == REQUEUE_STATUS:
+        tickets.drop_state(stage.name)
+    elif status == REQUEUE_STATUS or was_told:
         _go_on_later(stage.name)
     elif status == 128 + signal.SIGKILL:
         print(f"fvq: error: {stage.name}: killed, as the system does where memory runs out", file=sys.stderr)
@@ -60,21 +61,24 @@ def _is_made(stage: Stage) -> bool:
     return tickets.has_receipt(stage.name) and all(Path(path).exists() for path in stage.files + stage.folders)
 
 
-def _run(command: str, lock: IO[str]) -> int:
-    """The exit status of a shell command; schedulers' signals that come meanwhile are passed on.
+def _run(stage: Stage, lock: IO[str]) -> tuple[int, bool]:
+    """The exit status of a stage's command, and whether SIGTERM came meanwhile; signals of schedulers are passed on.
 
     Only a stage that can save its state heeds SIGUSR1: the others use the time that is left.
     """
+    was_told = False
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        nonlocal was_told
+        was_told = was_told or number == signal.SIGTERM
         process.send_signal(number)
 
     # "python" is this one, even where its environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     process = subprocess.Popen(
-        _script(command),
+        _script(stage.command),
         shell=True,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, tickets.STATE_VARIABLE: str(tickets.state(stage.name))},
         preexec_fn=_ignore_warning,
         pass_fds=[lock.fileno()],  # a stage may outlive this process
     )
@@ -84,7 +88,7 @@ def _run(command: str, lock: IO[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return status if status >= 0 else 128 - status
+    return (status if status >= 0 else 128 - status), was_told
 
 
 def _script(command: str) -> str:
@@ -102,10 +106,13 @@ def _go_on_later(name: str) -> None:
     """Put this job back into Slurm's queue, unless Slurm is ending it anyway, and wait for the end that this brings."""
     job = slurm.current_job()
     try:
-        if job is None or not slurm.is_at_work(job) or not slurm.requeue(job):
+        if job is None or not slurm.is_at_work(job):
             return
+        refusal = slurm.requeue(job)
     except UserError as silence:
-        print(f"fvq: {name}: not queued again: {silence}", file=sys.stderr)
+        refusal = str(silence)
+    if refusal is not None:
+        print(f"fvq: {name}: not queued again: {refusal}", file=sys.stderr)
         return
     print(f"fvq: {name}: job {job} goes back into the queue", file=sys.stderr, flush=True)
     time.sleep(600)

@@ -1,7 +1,7 @@
 """What a stage asks a scheduler for: `meta` in dvc.yaml, as Snakemake's resources."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,22 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fvq.runtime.errors import UserError, describe_validation_error
 
 # What Snakemake and its Slurm executor heed. They pass over any other name without a word.
-_RESOURCES = (
-    *("mem", "mem_mb", "mem_mb_per_cpu", "disk", "disk_mb", "runtime", "tmpdir"),
-    *(
-        "mpi",
-        "nodes",
-        "tasks",
-        "tasks_per_node",
-        "tasks_per_gpu",
-        "cpus_per_task",
-        "cpus_per_gpu",
-        "gpu",
-        "gpu_model",
-        "gres",
-    ),
-    *("slurm_partition", "slurm_account", "slurm_extra", "slurm_cluster", "cluster", "clusters", "constraint", "qos"),
-)
+# fmt: off
+_RESOURCES = [
+    "mem", "mem_mb", "mem_mb_per_cpu", "disk", "disk_mb", "runtime", "tmpdir",
+    "mpi", "nodes", "tasks", "tasks_per_node", "tasks_per_gpu", "cpus_per_task",
+    "cpus_per_gpu", "gpu", "gpu_model", "gres",
+    "slurm_partition", "slurm_account", "slurm_extra", "slurm_cluster", "cluster", "clusters", "constraint", "qos",
+]
+# fmt: on
 
 
 class Needs(BaseModel):
@@ -86,10 +78,14 @@ def read_needs(meta: Mapping[str, Any], stage: str) -> tuple[int, dict[str, Any]
     return checked.cores or int(threads), checked.resources()
 
 
-def check_resources(names: Iterable[str]) -> None:
-    """Raises UserError where a profile's default resource has a name that nothing heeds."""
+def check_resources(names: Iterable[str], option: str) -> None:
+    """Raises UserError where a resource that an ``option`` of Snakemake sets has a name that nothing heeds."""
     for name in names:
         if name not in _RESOURCES:
-            close = difflib.get_close_matches(name, _RESOURCES, n=1)
-            known = f"did you mean {close[0]}?" if close else f"known are {', '.join(_RESOURCES)}"
-            raise UserError(f"default-resources: {name}: no such resource; {known}")
+            raise UserError(f"{option}: {name}: no such resource; {suggest(name, _RESOURCES)}")
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """What may have been meant by ``name``, or what there is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"

@@ -17,6 +17,7 @@ from fvq.runtime.files import sha256_file
 from fvq.runtime.processes import is_first, process_group
 from fvq.runtime.provenance import Stopwatch, code_digest, library_versions, write_provenance
 from fvq.runtime.status import status_record
+from pipeline import tickets
 from pipeline.launch import launch, launch_on_nodes, processes_to_start
 from pipeline.slurm import allocation, current_job, log_of
 
@@ -131,8 +132,12 @@ class Run:
         return chosen | {f"{group}.{name}": everything[group][name] for name in names if name is not None}
 
     def drop_state(self) -> None:
-        """Remove the resume state: the outputs are whole."""
-        if "resume_folder" in self.__dict__:
+        """Remove the resume state: the outputs are whole. In a job of Snakemake, leave a note for it to do that."""
+        if "resume_folder" not in self.__dict__:
+            return
+        if note := os.environ.get(tickets.STATE_VARIABLE):
+            Path(note).write_text(str(self.resume_folder), encoding="utf-8")
+        else:
             shutil.rmtree(self.resume_folder, ignore_errors=True)
 
     def finish(self) -> None:

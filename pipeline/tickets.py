@@ -9,6 +9,7 @@ and the hash of its ``provenance.json``, which no other run writes.
 import fcntl
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import IO
 from fvq.runtime.files import sha256_file, write_atomically
 
 FOLDER = Path(".dvc/tmp/tickets")
+STATE_VARIABLE = "FVQ_STATE_NOTE"  # names the file in which a stage notes the folder of its resume state
 _NEVER = 1  # seconds since 1970: older than any output
 
 
@@ -29,6 +31,19 @@ def ticket(name: str) -> Path:
 def receipt(name: str) -> Path:
     """The receipt of a stage's last job."""
     return FOLDER / f"{name}.receipt"
+
+
+def state(name: str) -> Path:
+    """The note of where a stage's resume state lies, from its end until it has a receipt."""
+    return FOLDER / f"{name}.state"
+
+
+def drop_state(name: str) -> None:
+    """Remove the resume state that a stage's note names: with the receipt, nothing needs it."""
+    note = state(name)
+    if note.exists():
+        shutil.rmtree(note.read_text(encoding="utf-8"), ignore_errors=True)
+        note.unlink()
 
 
 def earlier_jobs(name: str) -> Path:
@@ -55,6 +70,20 @@ def turn(name: str) -> Iterator[tuple[IO[str], bool]]:
         except OSError:
             pass
         yield file, waited
+
+
+def at_work() -> list[str]:
+    """The stages that a process is at work on, here or on a node, as far as the file system tells by locks."""
+    busy = []
+    for path in sorted(FOLDER.glob("*.lock")):
+        with path.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy.append(path.stem)
+            except OSError:
+                pass
+    return busy
 
 
 def recipe(name: str) -> str:

@@ -43,9 +43,9 @@ if cluster["down"]:
     sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 options = dict(word[2:].partition("=")[::2] for word in sys.argv[1:])
 for job in cluster["jobs"]:
-    if job["state"] in options.get("states", "PENDING,RUNNING,COMPLETING").split(","):
+    if options.get("states") == "all" or job["state"] in ("PENDING", "RUNNING", "COMPLETING"):
         line = options["format"]
-        for field, name in (("%A", "id"), ("%k", "comment"), ("%Z", "folder")):
+        for field, name in (("%A", "id"), ("%T", "state"), ("%k", "comment"), ("%Z", "folder")):
             line = line.replace(field, job[name])
         print(line)
 """,

@@ -3,7 +3,10 @@
 import hashlib
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -15,6 +18,8 @@ from fvq.evaluate.networks import pretrained
 from fvq.evaluate.networks.pretrained import PUBLISHED, PretrainedFile
 from fvq.runtime import devices, driver
 from fvq.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -269,3 +274,39 @@ def test_a_temporary_folder_on_another_file_system_is_listed(fvq, monkeypatch, t
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("TMPDIR")
     assert "temporary files" not in lines(fvq("doctor")[1])
+
+
+def test_what_the_study_lacks_is_named(fvq, monkeypatch, tmp_path):
+    """Images and weights without which a stage stops are broken; without LPIPS's for a figure it goes on."""
+    monkeypatch.delenv("FVQ_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text)
+    status, out, _ = fvq("doctor")
+    assert status == 0
+    left_out = [line for line in out.splitlines() if line[8:].startswith("weights ")]
+    assert len(left_out) == 1 and left_out[0].startswith("note ") and "the study goes without lpips_alex" in left_out[0]
+
+    options = ("--out", str(tmp_path / "params.yaml"), "scale=imagenet", f"prepare_data.train={tmp_path / 'train'}")
+    subprocess.run([sys.executable, "-m", "pipeline.compose", *options], cwd=ROOT, check=True)
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    status, out, _ = fvq("doctor")
+    assert status == 1
+    said = [line.split(None, 2) for line in out.splitlines() if line[8:].startswith(("weights ", "images "))]
+    assert [(state, kind) for state, kind, _ in said] == [("broken", "images")] * 3 + [("broken", "weights")] * 2 + [
+        ("note", "weights")
+    ] * 2
+    assert said[0][2] == "prepare_data.validation: data/imagenet/val: no such file or folder"
+    assert said[3][2].startswith("train_extractor.weights: no weights-inception-2015")
+    assert out.splitlines()[-1] == "broken: images, weights"
+
+
+def test_a_removed_folder_is_named(fvq, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    status, out, err = fvq("doctor")
+    assert (status, err) == (1, "")
+    assert lines(out)["free disk"] == "broken  free disk       this folder has been removed"

@@ -21,7 +21,7 @@ from fvq.cli.app import main
 from fvq.cli.stages import STAGES
 from fvq.runtime.files import write_json
 from fvq.runtime.progress import Standing
-from fvq.runtime.status import Record, write_queue
+from fvq.runtime.status import Record, write_queue, write_waiting
 
 ROOT = Path(__file__).parents[1]
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -124,7 +124,7 @@ def test_the_stages_are_those_of_the_pipeline():
 def test_a_study_that_nobody_has_begun(study, capsys):
     out = shown(capsys)
     first = out.splitlines()[0]
-    assert first == f"study {study}: 0 of 31 stages done; no head process"
+    assert first == f"study {study}: 0 of 31 stages done"
     found = tables(out)
     assert list(found) == ["tokenizer", "generator", "stage"]
     assert set(found["generator"].values()) == set(found["stage"].values()) == {"–"}
@@ -149,7 +149,7 @@ def test_every_state_has_its_cell_and_its_line(study, capsys):
     tokenizer, generator, single = found["tokenizer"], found["generator"], found["stage"]
     assert tokenizer["vq", "train"] == tokenizer["vq", "freeze"] == "done"
     assert tokenizer["vq", "evaluate"] == "running"
-    assert tokenizer["fvq", "train"] == "41 % 3 h 12 min left"
+    assert tokenizer["fvq", "train"] == "41 % 3 h left"
     assert tokenizer["fvq", "freeze"] == "queued"
     assert tokenizer["linear", "train"] == "lost"
     assert tokenizer["mlp5", "train"] == "failed"
@@ -158,16 +158,16 @@ def test_every_state_has_its_cell_and_its_line(study, capsys):
     begun, heard, silent = ((NOW - timedelta(seconds=seconds)).strftime("%Y-%m-%d %H:%M") for seconds in (600, 5, 90))
     words = " ".join(out.split())
     head = f"head process {os.getpid()} on {os.uname().nodename} since {NOW - timedelta(seconds=300):%Y-%m-%d %H:%M}"
-    counts = "4 of 31 stages done, 2 running, 1 failed, 1 lost, 1 interrupted, 2 queued"
+    counts = "4 of 31 stages done, 1 failed, 1 lost, 1 interrupted, 2 running, 2 queued"
     assert words.startswith(f"study {study}: {counts}; {head} ")
     assert words.endswith(
-        f"train_tokenizer@fvq running on n1, job 4711, since {begun}; training: 2,480/6,000 steps, 412 images/s, "
-        f"loss .0043, 3 h 12 min left log {log} "
-        f"evaluate_tokenizer@vq running on n1, process 12, since {begun} "
         f"train_tokenizer@mlp5 failed on n1, process 12, {heard}; train_tokenizer: loss is nan at step 120 "
         f"log mlp5.out "
         f"train_tokenizer@linear lost on n1, process 12, last heard of {silent} "
-        f"sample@vq interrupted on n1, process 12, {heard}; sampling: SIGUSR1 received"
+        f"sample@vq interrupted on n1, process 12, {heard}; sampling: SIGUSR1 received "
+        f"train_tokenizer@fvq running on n1, job 4711, since {begun}; training: 2,480/6,000 steps, 412 images/s, "
+        f"loss .0043, 3 h 12 min left log {log} "
+        f"evaluate_tokenizer@vq running on n1, process 12, since {begun}"
     )
     assert f"\n  log {log}\n" in out
 
@@ -175,7 +175,7 @@ def test_every_state_has_its_cell_and_its_line(study, capsys):
 @pytest.mark.parametrize(
     ("progress", "cell"),
     [
-        (HALF, "41 % 3 h 12 min left"),
+        (HALF, "41 % 3 h left"),
         (Standing("training", 5999, 6000, "steps", "", "", 38), "99 % 38 s left"),
         (Standing("training", 6000, 6000, "steps", "", "", 0), "100 % 0 s left"),
         (Standing("training", 29, 100, "steps", "", "", None), "29 %"),
@@ -214,6 +214,36 @@ def test_the_newest_word_counts(study, capsys):
     assert cell() == "failed"
 
 
+@pytest.mark.parametrize("state", ["interrupted", "running"])
+def test_what_waits_to_be_started_again_is_queued(study, capsys, state):
+    name, waiting = "train_tokenizer@fvq", Path("runs", study, "status", "waiting.json")
+    leave(study, name, state, ago=300)
+    broken_off = "lost" if state == "running" else state
+
+    def cell():
+        return tables(shown(capsys))["tokenizer"]["fvq", "train"]
+
+    queue(study, name, ago=400)
+    assert cell() == broken_off
+    write_waiting(waiting, ["train_tokenizer@vq"])
+    assert cell() == broken_off
+    write_waiting(waiting, [name])
+    assert cell() == "queued"
+    leave(study, name, "failed", ago=250)
+    assert cell() == "failed"
+    leave(study, name, state, ago=300)
+    # What the head saw before the break, or a head that has ended since, tells nothing of it.
+    before = (NOW - timedelta(seconds=310)).isoformat()
+    write_json(waiting, json.loads(waiting.read_text()) | {"seen_at": before})
+    assert cell() == broken_off
+    write_waiting(waiting, [name])
+    Path("runs", study, "status", "queue.json").unlink()
+    assert cell() == broken_off
+    waiting.write_text("{")
+    queue(study, name, ago=400)
+    assert cell() == broken_off
+
+
 def test_a_head_that_is_gone_queues_nothing(study, capsys):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -223,6 +253,38 @@ def test_a_head_that_is_gone_queues_nothing(study, capsys):
     assert "which is gone" in " ".join(out.split())
     queue(study, "map_codes", process=gone.pid, host="elsewhere")
     assert tables(shown(capsys))["stage"]["map_codes", ""] == "queued"
+
+
+def test_a_head_elsewhere_that_is_silent_is_told(study, capsys):
+    def headline():
+        return " ".join(shown(capsys).split("\n\n")[0].split())
+
+    waiting = Path("runs", study, "status", "waiting.json")
+    queue(study, "map_codes", ago=3600, host="elsewhere", process=99)
+    assert headline().endswith(f"{NOW - timedelta(hours=1):%Y-%m-%d %H:%M}")  # it may have no jobs to look after
+    write_waiting(waiting, [])
+    assert "not heard of" not in headline()
+    silent = NOW - timedelta(minutes=7)
+    write_json(waiting, {"seen_at": silent.isoformat(), "stages": []})
+    assert f"not heard of since {silent:%Y-%m-%d %H:%M}: if it is gone, give its command again" in headline()
+    queue(study, "map_codes", ago=10, host="elsewhere", process=99)  # another head's, which has not looked yet
+    assert "not heard of" not in headline()
+
+
+def test_in_a_pipe_lines_are_whole(study, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    log = f"/shared/projects/tokenizers/{'long/' * 20}runs/logs/rule_train_tokenizer@fvq/4711.log"
+    leave(study, "train_tokenizer@fvq", "failed", log=log, message="no " * 60)
+    out = run(capsys)[1]
+    assert f"\n  log {log}\n" in out
+    assert max(map(len, out.splitlines())) < 300
+
+
+def test_a_terminal_without_dashes(study):
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "fvq.cli", "status"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and b"31 stages" in done.stdout
 
 
 def test_a_report_of_another_study_is_not_this_one_s(study, capsys):
@@ -341,8 +403,8 @@ def test_watching_shows_what_changes(study, watch):
         lambda: Path("params.yaml").write_text("rows: ["),  # half written
         other_rows,
     )
-    assert "no head process" in looks[0] and "running" not in looks[0]
-    assert tables(looks[1])["tokenizer"]["fvq", "train"] == "41 % 3 h 12 min left"
+    assert "0 of 31 stages done" in looks[0] and "running" not in looks[0]
+    assert tables(looks[1])["tokenizer"]["fvq", "train"] == "41 % 3 h left"
     assert tables(looks[2])["stage"]["prepare_data", ""] == "done"
     assert tables(looks[3])["tokenizer"].keys() == tables(looks[2])["tokenizer"].keys()
     assert {row for row, _ in tables(looks[4])["tokenizer"]} == {"fvq", "another"}
@@ -358,6 +420,19 @@ def test_a_small_window_shows_what_matters(study, watch):
     assert "\nvq " in look and "\n1 generator without anything" in look
     assert "\n6 stages without anything" in look
     assert "mlp5" not in look and "render" not in look
+
+
+def test_what_went_wrong_is_seen_beside_much_that_runs(study, watch):
+    rows = [f"fvq_{number}" for number in range(30)]
+    change(rows={row: {} for row in rows})
+    for row in rows:
+        leave(study, f"train_tokenizer@{row}", "running", progress=HALF, job="17", log=f"runs/{row}.log")
+    leave(study, "sample@vq", "failed", message="no", log="runs/sample.log")
+    look = watch(24)[0].splitlines()
+    assert len(look) <= 24
+    assert any("sample@vq failed" in line for line in look) and any("runs/sample.log" in line for line in look)
+    assert sum("41 % 3 h left" in line for line in look) > 10
+    assert re.fullmatch(r"\d+ lines more: make the window higher", look[-1].strip())
 
 
 def test_ctrl_c_ends_the_watch_with_status_0(study):

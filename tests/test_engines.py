@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 COPIED = [
     "Snakefile",
     ".dvcignore",
-    *(f"pipeline/{name}.py" for name in ("dag", "job", "needs", "plan", "slurm", "tickets")),
+    *(f"pipeline/{name}.py" for name in ("dag", "job", "needs", "plan", "slurm", "tickets", "watch")),
     "profiles/default/profile.v9+.yaml",
     "slurm/profile.v9+.yaml",
     "src/fvq/runtime/errors.py",
@@ -341,6 +341,26 @@ def test_a_killed_snakemake_loses_no_finished_stage(toy: Toy) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_killed_snakemake_left_at_work_is_taken(toy: Toy) -> None:
+    """Its upstream finished, and is not recorded: recording that now would change what the stage works by."""
+    environment = {**toy.environment, "TOY_WAIT": "train@fvq"}
+    head = subprocess.Popen(
+        ["snakemake", "-c2", "train@fvq"], cwd=toy.folder, env=environment, stderr=subprocess.DEVNULL
+    )
+    ran, deadline = toy.folder / "ran.txt", time.monotonic() + 60
+    while not (ran.exists() and "train@fvq" in ran.read_text()):
+        assert time.monotonic() < deadline and head.poll() is None
+        time.sleep(0.1)
+    head.kill()
+    head.wait()
+    said = toy.snakemake("-c2", "train@fvq")
+    assert "train@fvq: another process is at work on it; waiting for its end" in said
+    assert toy.ran() == ["prepare", "train@fvq"]
+    toy.snakemake()
+    assert "train@fvq" not in toy.ran()
+    toy.assert_up_to_date()
+
+
 def test_git_history_and_other_studies(toy: Toy) -> None:
     toy.snakemake()
     toy.git_commit()
@@ -405,7 +425,23 @@ def test_outputs_that_are_not_those_of_the_last_run(toy: Toy) -> None:
     toy.assert_up_to_date()
 
 
-def test_files_linked_to_the_cache_are_made_anew(toy: Toy) -> None:
+NOT_ROOT = """
+import os
+
+access = os.access
+
+def access_as_others(path, mode, **options):
+    writable = not mode & os.W_OK or not os.path.exists(path) or os.stat(path).st_mode & 0o200
+    return bool(writable) and access(path, mode, **options)
+
+os.access = access_as_others
+"""
+
+
+def test_files_linked_to_the_cache_are_made_anew(toy: Toy, tmp_path: Path) -> None:
+    # Tests may be run by root, for whom nothing is read-only.
+    (tmp_path / "sitecustomize.py").write_text(NOT_ROOT)
+    toy.environment["PYTHONPATH"] = str(tmp_path)
     toy.dvc("config", "cache.type", "hardlink,copy")
     toy.snakemake()
     model = toy.folder / "results/toy/train/fvq/model.txt"

@@ -245,6 +245,31 @@ class TestSignals:
         assert receipt() is None
 
 
+class TestState:
+    """What a stage could go on from, which it notes when it is done."""
+
+    @pytest.fixture(autouse=True)
+    def saved(self) -> Path:
+        path = Path("runs/state")
+        path.mkdir(parents=True)
+        (path / "step-3.pt").touch()
+        return path
+
+    def test_it_goes_when_the_receipt_is_there(self, saved: Path) -> None:
+        assert run(f"printf runs/state > $FVQ_STATE_NOTE; test -e {saved}") == 0
+        assert receipt() and not saved.exists()
+        assert sorted(path.name for path in TICKETS.iterdir()) == [NAME, f"{NAME}.lock", f"{NAME}.receipt"]
+
+    def test_it_stays_where_the_job_ends_before(self, saved: Path) -> None:
+        """Such as in torchrun's own end; the job that comes next has nothing left to do but that."""
+        assert run("printf runs/state > $FVQ_STATE_NOTE; exit 1") == 1
+        assert saved.exists() and receipt() is None
+
+    def test_without_a_note_nothing_goes(self, saved: Path) -> None:
+        assert run("true") == 0
+        assert saved.exists()
+
+
 class TestRequeue:
     @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
     @pytest.mark.parametrize("is_for_job", [True, False])
@@ -255,8 +280,7 @@ class TestRequeue:
         cluster.add("7", f"rule_{NAME}", Path.cwd())
         job = start(SAVES, SLURM_JOB_ID="7")
         os.kill(job.pid if is_for_job else int(Path("ready").read_text()), number)
-        wait_for(lambda: requeued(cluster))
-        time.sleep(0.2)
+        wait_for(lambda: "goes back" in Path("said.txt").read_text())
         assert Path("saved").exists()
         assert job.poll() is None  # its end is Slurm's to bring: the head would take any other for a failure
         job.send_signal(signal.SIGTERM)
@@ -273,8 +297,27 @@ class TestRequeue:
         cluster.add("7", f"rule_{NAME}", Path.cwd())
         job = start(SAVES, SLURM_JOB_ID="7")
         job.send_signal(signal.SIGUSR1)
-        assert finish(job) == (75, "")
+        assert finish(job) == (75, f"fvq: {NAME}: not queued again: Job has already finished for job 7\n")
         assert requeued(cluster) == ["requeue 7"]
+
+    def test_a_stage_that_cannot_save_goes_back_too_where_the_job_is_not_being_ended(
+        self, start: Callable[..., subprocess.Popen[bytes]], cluster: FakeSlurm
+    ) -> None:
+        """Preempted with some time: Slurm takes the job's end for its own, and would not start it again."""
+        cluster.add("7", f"rule_{NAME}", Path.cwd())
+        job = start(HEEDLESS, SLURM_JOB_ID="7")
+        job.send_signal(signal.SIGTERM)
+        wait_for(lambda: "goes back" in Path("said.txt").read_text())
+        assert requeued(cluster) == ["requeue 7"]
+
+    def test_a_cancelled_stage_does_not(
+        self, start: Callable[..., subprocess.Popen[bytes]], cluster: FakeSlurm
+    ) -> None:
+        cluster.add("7", f"rule_{NAME}", Path.cwd(), state="COMPLETING")
+        job = start(HEEDLESS, SLURM_JOB_ID="7")
+        job.send_signal(signal.SIGTERM)
+        assert finish(job) == (128 + signal.SIGTERM, "")
+        assert requeued(cluster) == []
 
     @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "TIMEOUT"])
     def test_nor_does_one_that_slurm_is_ending(

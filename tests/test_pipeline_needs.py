@@ -116,13 +116,13 @@ def test_resources_that_nothing_heeds_are_refused() -> None:
     from fvq.runtime.errors import UserError
     from pipeline.needs import check_resources
 
-    check_resources([])
+    check_resources([], "default-resources")
     with pytest.raises(UserError, match=r"^default-resources: runtme: no such resource; did you mean runtime\?$"):
-        check_resources(["mem_mb", "runtme"])
+        check_resources(["mem_mb", "runtme"], "default-resources")
     with pytest.raises(
-        UserError, match=r"^default-resources: walltime_limit_of_jobs: no such resource; known are mem,"
+        UserError, match=r"^set-resources: render: walltime_limit_of_jobs: no such resource; known are mem,"
     ):
-        check_resources(["walltime_limit_of_jobs"])
+        check_resources(["walltime_limit_of_jobs"], "set-resources: render")
 
 
 def test_the_resources_of_the_committed_profile_are_known() -> None:
@@ -133,10 +133,10 @@ def test_the_resources_of_the_committed_profile_are_known() -> None:
     names = yaml.safe_load(commented)["default-resources"]
     assert {"mem_mb", "runtime", "slurm_partition", "slurm_account", "slurm_extra"} <= names.keys()
     assert names.keys() > yaml.safe_load(text)["default-resources"].keys()
-    check_resources(names)
+    check_resources(names, "default-resources")
     # What stages ask for comes to Snakemake by the same names.
-    check_resources(read({"large": {"nodes": 2, "gpus": 1, "memory_gb": 1, "hours": 1}})[1])
-    check_resources(read({"large": {"nodes": 2}})[1])
+    check_resources(read({"large": {"nodes": 2, "gpus": 1, "memory_gb": 1, "hours": 1}})[1], "")
+    check_resources(read({"large": {"nodes": 2}})[1], "")
 
 
 def test_the_committed_needs_are_valid_at_every_scale_that_they_name() -> None:

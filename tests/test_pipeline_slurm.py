@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fake_slurm import FakeSlurm
 
+from fvq.runtime.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 TRAINING = "train_tokenizer@fvq"
 
@@ -22,6 +24,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.setenv("PATH", fake.path)
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
+    from pipeline import slurm
+
+    monkeypatch.setattr(slurm, "_PATIENCE", 0)
     return fake
 
 
@@ -103,8 +108,9 @@ def test_without_slurm_no_job_is_at_work(cluster: FakeSlurm, tmp_path: Path, mon
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert slurm.jobs_at_work() == {}
     assert not slurm.is_at_work("3")
-    assert not slurm.requeue("3")
     assert slurm.log_of("3") is None
+    with pytest.raises(UserError, match=r"^scontrol: No such file or directory$"):
+        slurm.requeue("3")
 
 
 def test_slurms_programs_without_a_cluster_are_no_slurm(cluster: FakeSlurm) -> None:
@@ -114,13 +120,69 @@ def test_slurms_programs_without_a_cluster_are_no_slurm(cluster: FakeSlurm) -> N
     cluster.save()
     assert slurm.jobs_at_work() == {}
     assert not slurm.is_at_work("3")
-    assert not slurm.requeue("3")
     assert len(cluster.called("squeue")) == 2
+
+
+@pytest.mark.parametrize("gone", ["the programs", "the cluster"])
+def test_where_jobs_went_to_a_slurm_its_absence_is_told(
+    cluster: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """Taken for none, jobs that are at work would have their recipes changed."""
+    from pipeline import slurm
+
+    slurm.mark_use()
+    assert slurm.jobs_at_work() == {}
+    if gone == "the programs":
+        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    cluster.configured = False
+    cluster.save()
+    with pytest.raises(
+        UserError, match=r"^squeue: there is no Slurm to be found, and jobs of this folder may be at wo"
+    ):
+        slurm.jobs_at_work()
+    slurm.forget_use()
+    assert slurm.jobs_at_work() == {}
+
+
+def test_an_answer_is_waited_for(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import slurm
+
+    cluster.add("3", f"rule_{TRAINING}", Path.cwd(), restarts=1)
+    cluster.down = True
+    cluster.save()
+
+    def come_back(seconds: float) -> None:
+        cluster.down = False
+        cluster.save()
+
+    monkeypatch.setattr(slurm, "_PATIENCE", 60)
+    monkeypatch.setattr(slurm.time, "sleep", come_back)
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    assert slurm.was_restarted()
+    assert len(cluster.called("scontrol")) == 2
+
+
+def test_other_peoples_bytes_are_passed_over(cluster: FakeSlurm) -> None:
+    from pipeline import slurm
+
+    name = Path.cwd()
+    (cluster.folder / "squeue").write_bytes(
+        b"#!/bin/sh\nprintf '2|RUNNING|caf\\351|/home/caf\\351\\n3|RUNNING|rule_render|%s\\n' '" + bytes(name) + b"'\n"
+    )
+    assert slurm.jobs_at_work() == {"render": ["3"]}
+
+
+def test_states_with_flags_are_at_work(cluster: FakeSlurm) -> None:
+    from pipeline import slurm
+
+    for number, state in enumerate(("REQUEUE_HOLD", "SPECIAL_EXIT", "STOPPED", "RESIZING")):
+        cluster.add(str(number), f"rule_{TRAINING}", Path.cwd(), state=state)
+    assert slurm.jobs_at_work() == {TRAINING: ["0", "1", "2", "3"]}
+    assert slurm.waiting_jobs() == {TRAINING: ["0", "1"]}
 
 
 def test_a_cluster_that_does_not_answer_is_told(cluster: FakeSlurm) -> None:
     """What its jobs do is unknown: taken for none, their stages would run a second time."""
-    from fvq.runtime.errors import UserError
     from pipeline import slurm
 
     cluster.down = True
@@ -131,6 +193,8 @@ def test_a_cluster_that_does_not_answer_is_told(cluster: FakeSlurm) -> None:
     )
     with pytest.raises(UserError, match=wanted):
         slurm.jobs_at_work()
+    with pytest.raises(UserError, match=wanted):
+        slurm.preempted_jobs()
     with pytest.raises(UserError, match=wanted):
         slurm.is_at_work("3")
 
@@ -143,7 +207,6 @@ def test_a_cluster_that_does_not_answer_is_told(cluster: FakeSlurm) -> None:
     ],
 )
 def test_why_it_does_not_is_told_in_one_line(cluster: FakeSlurm, program: str, reason: str) -> None:
-    from fvq.runtime.errors import UserError
     from pipeline import slurm
 
     (cluster.folder / "squeue").write_text(f"#!/bin/sh\n{program}\n")
@@ -183,7 +246,8 @@ def test_whether_this_job_was_started_before(cluster: FakeSlurm, monkeypatch: py
     cluster.down = True
     cluster.save()
     monkeypatch.setenv("SLURM_JOB_ID", "4")
-    assert not slurm.was_restarted()  # the stage runs once more, and from its saved state
+    with pytest.raises(UserError, match=r"^scontrol: Slurm does not answer \(slurm_load_jobs error: Unable to contact"):
+        slurm.was_restarted()  # taken for the first start, a finished stage would run again
 
 
 def test_the_log_of_a_job(cluster: FakeSlurm) -> None:
@@ -216,17 +280,26 @@ def test_the_logs_of_a_stage_are_its_own_oldest_first(cluster: FakeSlurm) -> Non
 def test_requeue_says_whether_slurm_does_it(cluster: FakeSlurm) -> None:
     from pipeline import slurm
 
-    assert slurm.requeue("3")
+    assert slurm.requeue("3") is None
     cluster.requeues = False
     cluster.save()
-    assert not slurm.requeue("3")
+    assert slurm.requeue("3") == "Job has already finished for job 3"
     assert cluster.called("scontrol") == ["requeue 3"] * 2
+
+
+def test_jobs_that_wait(cluster: FakeSlurm) -> None:
+    from pipeline import slurm
+
+    cluster.add("3", f"rule_{TRAINING}", Path.cwd(), state="PENDING")
+    cluster.add("4", "rule_render", Path.cwd())
+    cluster.add("5", "rule_sample@fvq", Path.cwd(), state="PREEMPTED")
+    assert slurm.waiting_jobs() == {TRAINING: ["3"]}
 
 
 def test_preempted_jobs_go_back_into_the_queue(
     cluster: FakeSlurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.preemption import requeue_preempted
+    from pipeline.watch import requeue_preempted
 
     here = Path.cwd()
     cluster.add("3", f"rule_{TRAINING}", here, state="PREEMPTED")  # an earlier head's
@@ -244,14 +317,17 @@ def test_preempted_jobs_go_back_into_the_queue(
 def test_one_that_slurm_does_not_queue_again_is_told_once_and_asked_for_anew(
     cluster: FakeSlurm, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.preemption import requeue_preempted
+    from pipeline.watch import requeue_preempted
 
     cluster.add("4", f"rule_{TRAINING}", Path.cwd(), state="PREEMPTED")
     cluster.requeues = False
     cluster.save()
     refused: set[str] = set()
     requeue_preempted(set(), refused)
-    assert f"{TRAINING}: job 4 was preempted, and Slurm does not queue it again" in capfd.readouterr().err
+    assert (
+        f"{TRAINING}: job 4 was preempted, and Slurm does not queue it again (Job has already finished for job 4);"
+        in capfd.readouterr().err
+    )
     requeue_preempted(set(), refused)
     assert capfd.readouterr().err == ""
     cluster.requeues = True
@@ -259,19 +335,6 @@ def test_one_that_slurm_does_not_queue_again_is_told_once_and_asked_for_anew(
     requeue_preempted(set(), refused)
     assert "job 4 was preempted and goes back into the queue" in capfd.readouterr().err
     assert cluster.called("scontrol") == ["requeue 4"] * 3
-
-
-def test_a_controller_that_is_down_for_a_while_stops_no_watch(
-    cluster: FakeSlurm, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from pipeline.preemption import requeue_preempted
-
-    cluster.add("4", f"rule_{TRAINING}", Path.cwd(), state="PREEMPTED")
-    cluster.down = True
-    cluster.save()
-    requeue_preempted(set(), set())
-    assert capfd.readouterr().err == ""
-    assert not cluster.called("scontrol")
 
 
 def test_outside_of_a_job_there_is_no_allocation(cluster: FakeSlurm) -> None:
@@ -318,7 +381,6 @@ def test_what_slurm_does_not_say(in_job: Callable[..., FakeSlurm]) -> None:
 
 
 def test_several_tasks_are_refused(in_job: Callable[..., FakeSlurm]) -> None:
-    from fvq.runtime.errors import UserError
     from pipeline import slurm
 
     in_job("n1", "n2", tasks=2)

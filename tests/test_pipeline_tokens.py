@@ -71,6 +71,17 @@ def shards():
     return {path.name: path.read_bytes() for path in (OUTPUT / "tokens").iterdir()}
 
 
+def test_in_a_job_of_snakemake_the_state_stays_until_there_is_a_receipt(study, monkeypatch, tmp_path):
+    run = study()
+    run.resume_folder.mkdir(parents=True)
+    monkeypatch.setenv("FVQ_STATE_NOTE", str(tmp_path / "note"))
+    run.drop_state()
+    assert run.resume_folder.exists() and Path((tmp_path / "note").read_text()) == run.resume_folder
+    monkeypatch.delenv("FVQ_STATE_NOTE")
+    run.drop_state()
+    assert not run.resume_folder.exists()
+
+
 def test_what_it_writes(study, capsys):
     from pipeline.cache_tokens import main
 

@@ -307,6 +307,13 @@ def test_damaged_records_and_other_files_are_none(tmp_path):
         (tmp_path / "list.json").write_text("[]")
         (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
         (tmp_path / "state.json").write_text(whole.replace('"running"', '"dreaming"'))
+        (tmp_path / "endless.json").write_text(
+            whole.replace(
+                '"progress": null',
+                '"progress": {"description": "", "done": 1, "total": 2, "unit": null, "rate": "", "note": "", '
+                '"seconds_left": Infinity}',
+            ).replace('"render"', '"sample"')
+        )
         (tmp_path / "zoneless.json").write_text(whole.replace("Z", ""))
         (tmp_path / "folder.json").mkdir()
         (tmp_path / "sample.txt").write_text(whole.replace('"render"', '"sample"'))

@@ -216,9 +216,10 @@ class Cluster:
             return
         for machine in self._machines[name]:
             for process in psutil.Process(machine.pid).children():
-                if process.name() == "slurmd":
-                    process.kill()
-                    process.wait()
+                with suppress(psutil.NoSuchProcess):  # orphans of the node's jobs, which end
+                    if process.name() == "slurmd":
+                        process.kill()
+                        process.wait()
 
     def start_node(self, name: str) -> None:
         """Start a killed node's slurmd and wait until the controller has it back."""

@@ -38,7 +38,7 @@ class Head:
         """What it printed so far."""
         return self._log.read_text()
 
-    def wait(self, code: int = 0, seconds: float = 400) -> str:
+    def wait(self, code: int = 0, seconds: float = 1500) -> str:
         """Wait for its end with this exit status, and return what it printed."""
         try:
             status = self.process.wait(seconds)

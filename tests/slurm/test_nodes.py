@@ -12,6 +12,7 @@ from slurm.head import COMMAND, RESULTS, Study
 pytestmark = pytest.mark.slurm
 
 TRAINING = "train_tokenizer@fvq"
+AT_WORK = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
 NEEDS = "needs:\n          imagenet: {gpus: 8, gpu_type: a100, cores: 64, memory_gb: 400, hours: 24}"
 
 
@@ -42,7 +43,7 @@ def test_two_nodes_train_as_one_process_does(study: Study, tmp_path: Path) -> No
     alone.project.run("snakemake", "-c1", TRAINING)
 
     need(study, "{nodes: 2, cores: 1, memory_gb: 4}")
-    head = study.start(TRAINING, FVQ_CHECKPOINT_EVERY="10")
+    head = study.start(TRAINING, FVQ_CHECKPOINT_EVERY="1")  # soon enough to be warned in time
     (job,) = study.cluster.wait_for(
         lambda: [job for job in study.jobs(TRAINING) if job.state == "RUNNING"], 60, "the training runs"
     )
@@ -136,8 +137,8 @@ def test_the_head_as_a_job_of_its_own(study: Study) -> None:
     options = ["--parsable", "--cpus-per-task=1", "--mem=1000", "--output=head.log", f"--wrap={command}"]
     number = int(study.project.run("sbatch", *options).stdout)
     ended = study.cluster.wait_for(
-        lambda: study.cluster.job(number).state not in ("PENDING", "RUNNING") and study.cluster.job(number).state,
-        120,
+        lambda: study.cluster.job(number).state not in AT_WORK and study.cluster.job(number).state,
+        300,
         "the head has ended",
     )
     assert ended == "COMPLETED", (study.project.path / "head.log").read_text()

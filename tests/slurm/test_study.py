@@ -53,7 +53,7 @@ def test_the_study_comes_to_its_end(finished: Study) -> None:
     assert finished.project.would_run() == []
     assert "Nothing to be done" in finished.run()
     assert not list((finished.project.path / "runs/logs").rglob("*.log")), "logs of jobs that succeeded"
-    assert "17 of 17 stages done; no head process" in finished.project.run("fvq", "status").stdout
+    assert "17 of 17 stages done\n" in finished.project.run("fvq", "status").stdout
 
 
 def test_the_results_are_those_of_this_machine(

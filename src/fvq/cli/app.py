@@ -1,5 +1,6 @@
 """The commands of ``fvq`` and their options. Their work is imported when one runs: torch alone takes seconds."""
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     on standard error; 130 where interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an old terminal's characters may lack a dash
     with one_line_errors():
         try:
             status = app(words, prog_name="fvq", standalone_mode=False)
@@ -577,7 +580,9 @@ def status(
 ) -> None:
     """How far a study is: what is done, runs, waits or failed, told from its files.
 
-    A dash stands for what nobody has begun, lost for a process that ended without a word.
+    Done means that a result is there; whether it is of the present parameters, `dvc status` tells. Queued is what
+    snakemake is going to run, unless something before it fails; a dash, what nobody has begun; lost, a process that
+    ended without a word.
     """
     from fvq.cli.status import print_status
 

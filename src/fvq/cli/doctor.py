@@ -59,7 +59,7 @@ def examine(gpus: int | None = None) -> bool:
             console.print(line)
         else:
             print(f"{finding.state:8}{finding.name:16}{finding.detail}", flush=True)
-    print(f"broken: {', '.join(broken)}" if broken else "nothing that is needed is broken")
+    print(f"broken: {', '.join(dict.fromkeys(broken))}" if broken else "nothing that is needed is broken")
     return not broken
 
 
@@ -105,7 +105,7 @@ def _findings(gpus: int | None) -> Iterator[Finding]:
     yield from _gpus(gpus)
     yield _nccl()
     yield from _weights()
-    yield _parameters()
+    yield from _parameters()
 
 
 def _python() -> Finding:
@@ -185,7 +185,12 @@ def _nccl() -> Finding:
 
 
 def _disk() -> Iterator[Finding]:
-    here, own = Path.cwd(), os.environ.get("TMPDIR")
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        yield Finding("broken", "free disk", "this folder has been removed")
+        return
+    own = os.environ.get("TMPDIR")
     yield _folder("free disk", here)
     try:
         temporary = Path(tempfile.gettempdir())
@@ -271,14 +276,19 @@ def _weights_file(name: str, files: "tuple[PretrainedFile, ...]", purpose: str) 
     return Finding("note", name, f"for {purpose}, put {files[0].name} ({describe(files[0])}) into {places}{how}")
 
 
-def _parameters() -> Finding:
+def _parameters() -> Iterator[Finding]:
+    from fvq.cli.study_inputs import missing_inputs
     from fvq.config import load_parameters
 
     path = Path("params.yaml")
     if not path.exists():
-        return Finding("note", path.name, "none in this folder; only the pipeline needs it")
+        yield Finding("note", path.name, "none in this folder; only the pipeline needs it")
+        return
     try:
         parameters = load_parameters(path)
     except (UserError, OSError) as error:
-        return Finding("broken", path.name, str(error).removeprefix(f"{path}: "))
-    return Finding("ok", path.name, f"study {parameters.study}: {len(parameters.rows)} tokenizers")
+        yield Finding("broken", path.name, str(error).removeprefix(f"{path}: "))
+        return
+    yield Finding("ok", path.name, f"study {parameters.study}: {len(parameters.rows)} tokenizers")
+    for missing in missing_inputs(parameters):
+        yield Finding("broken" if missing.stops else "note", missing.kind, missing.reason)

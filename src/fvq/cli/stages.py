@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fvq.runtime.errors import UserError, describe_validation_error
-from fvq.runtime.status import Queue, Record, read_queue, read_records
+from fvq.runtime.status import Queue, Record, Waiting, read_queue, read_records, read_waiting
 
 # Each stage, and what the names of its rows are names of; in the data's order.
 STAGES: dict[str, str | None] = {
@@ -99,38 +99,58 @@ class Stage:
 
 @dataclass(frozen=True)
 class Overview:
-    """All stages by stage and row; ``queue`` is of the head process, None where none is known."""
+    """All stages by stage and row, at a moment.
+
+    ``queue`` is of the head process, None where none is known; ``head_seen_at`` is when it last looked after jobs in
+    Slurm, None where it has not.
+    """
 
     study: Study
     stages: Mapping[tuple[str, str | None], Stage]
+    looked_at: datetime
     queue: Queue | None
+    head_seen_at: datetime | None
 
 
 def look(study: Study, root: Path, now: datetime) -> Overview:
     """What the files below ``root`` tell of the study at the moment ``now``.
 
     A stage is done where it has a provenance record, and no newer status record and no queue says otherwise. Whether
-    the record is of the present parameters and code is the engines' to say.
+    the record is of the present parameters and code is the engines' to say. What was interrupted or lost is queued
+    where the head has seen since that its job waits to be started again.
     """
     folder = root / "runs" / study.study / "status"
     records, queue = read_records(folder), read_queue(folder / "queue.json")
+    waiting = read_waiting(folder / "waiting.json")
+    if waiting and (queue is None or queue.ended or waiting.seen_at < queue.written_at):
+        waiting = None  # an earlier head's
     stages = {}
     for stage in STAGES:
         for row in study.names(stage):
             name = stage if row is None else f"{stage}@{row}"
             place = root / "reports" if stage == "render" else root / "results" / study.study / stage / (row or "")
-            stages[stage, row] = _look_at(name, study, place / "provenance.json", records.get(name), queue, now)
-    return Overview(study, stages, queue)
+            stages[stage, row] = _look_at(
+                name, study, place / "provenance.json", records.get(name), queue, waiting, now
+            )
+    return Overview(study, stages, now, queue, waiting.seen_at if waiting else None)
 
 
 def _look_at(
-    name: str, study: Study, provenance: Path, record: Record | None, queue: Queue | None, now: datetime
+    name: str,
+    study: Study,
+    provenance: Path,
+    record: Record | None,
+    queue: Queue | None,
+    waiting: Waiting | None,
+    now: datetime,
 ) -> Stage:
     queued = queue is not None and not queue.ended and name in queue.stages
     if record is not None:
         state, log = record.state_at(now), record.log
         if state == "running":
             return Stage(name, state, record, log)
+        if state != "failed" and waiting and name in waiting.stages and waiting.seen_at >= record.updated_at:
+            return Stage(name, "queued")
         again = queued and queue is not None and record.updated_at < queue.written_at
         # One that was killed at its very end leaves a record, too; it had finished the files.
         since = record.started_at if state == "lost" else record.updated_at

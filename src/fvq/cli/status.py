@@ -1,14 +1,16 @@
 """``fvq status``."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.segment import SegmentLines
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -17,6 +19,7 @@ from fvq.runtime.errors import UserError
 from fvq.runtime.progress import duration
 
 _REFRESH_SECONDS = 5.0
+_SILENCE = timedelta(minutes=5)  # of a head that looks after jobs in Slurm, every 20 seconds
 _STYLES: dict[State, str] = {
     "done": "green",
     "running": "bold cyan",
@@ -26,7 +29,7 @@ _STYLES: dict[State, str] = {
     "failed": "bold red",
     "to do": "",
 }
-_TOLD: tuple[State, ...] = ("running", "failed", "lost", "interrupted")  # below the tables, each with a record
+_TOLD: tuple[State, ...] = ("failed", "lost", "interrupted", "running")  # below the tables, each with a record
 # What a row is, what the rows are names of, and the stages by the words above their columns.
 _TABLES: tuple[tuple[str, str, dict[str, str]], ...] = (
     (
@@ -64,13 +67,20 @@ def print_status(path: Path, *, watch: bool) -> None:
     Raises:
         UserError: the parameters cannot be read, or there is no terminal to watch on.
     """
-    console = Console(markup=False, highlight=False)
+    console = _console()
     if watch and not console.is_terminal:
         raise UserError("--watch: needs a terminal; without it the status is printed once")
     study = read_study(path)
     if watch:
         study = _watch(console, study, path)
     console.print(_view(look(study, path.parent, datetime.now(UTC))))
+
+
+def _console() -> Console:
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 10_000  # what reads a pipe wants whole lines
+    return console
 
 
 def _watch(console: Console, study: Study, path: Path) -> Study:
@@ -86,13 +96,23 @@ def _watch(console: Console, study: Study, path: Path) -> Study:
                     except UserError:
                         pass  # it may be half written; the next time it is not
                 overview = look(study, path.parent, datetime.now(UTC))
-                view = _view(overview)
+                view: RenderableType = _view(overview)
                 if len(console.render_lines(view)) > console.height:
-                    view = _view(overview, brief=True)
+                    view = _cut(_view(overview, brief=True), console)
                 live.update(view, refresh=True)
                 time.sleep(_REFRESH_SECONDS)
     except KeyboardInterrupt:
         return study
+
+
+def _cut(view: RenderableType, console: Console) -> RenderableType:
+    """What fits on the terminal, with a last line that tells how much does not."""
+    lines = console.render_lines(view, pad=False)
+    if (left := len(lines) - console.height) <= 0:
+        return view
+    return Group(
+        SegmentLines(lines[: -left - 1], new_lines=True), Text(f"{left + 1} lines more: make the window higher")
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -104,9 +124,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _view(overview: Overview, *, brief: bool = False) -> Group:
-    """All that is shown. When ``brief``, first what runs or went wrong, and then of the tables only rows of these."""
+    """All that is shown. When ``brief``, first what went wrong, and then of the tables rows of that or what runs."""
     everything = list(overview.stages.values())
-    details = [_details(stage) for state in _TOLD for stage in everything if stage.state == state]
+    told = [state for state in _TOLD if not (brief and state == "running")]
+    details = [_details(stage) for state in told for stage in everything if stage.state == state]
     tables: list[RenderableType] = []
     for title, group, columns in _TABLES:
         if names := getattr(overview.study, group):
@@ -124,13 +145,14 @@ def _headline(overview: Overview) -> Text:
     counts = Counter(stage.state for stage in overview.stages.values())
     others = [f"{counts[state]} {state}" for state in (*_TOLD, "queued") if counts[state]]
     told = f"study {overview.study.study}: {counts['done']} of {counts.total()} stages done"
-    queue = overview.queue
-    if queue is None:
-        head = "no head process"
-    else:
-        head = f"head process {queue.process} on {queue.host} since {_moment(queue.written_at)}"
-        head += ", which is gone" if queue.ended else ""
-    return Text(f"{', '.join([told, *others])}; {head}")
+    text, queue, seen = ", ".join([told, *others]), overview.queue, overview.head_seen_at
+    if queue is not None:
+        text += f"; head process {queue.process} on {queue.host} since {_moment(queue.written_at)}"
+        if queue.ended:
+            text += ", which is gone: give its command again"
+        elif seen is not None and overview.looked_at - seen > _SILENCE:
+            text += f", not heard of since {_moment(seen)}: if it is gone, give its command again"
+    return Text(text)
 
 
 def _table(
@@ -160,7 +182,8 @@ def _cell(stage: Stage) -> Text:
     elif stage.state == "running" and stage.record and (standing := stage.record.progress) and standing.total > 0:
         # Rounded down: 100 % is all.
         text = f"{int(100 * min(standing.done / standing.total, 1) + 1e-6)} %"
-        text += "" if standing.seconds_left is None else f" {duration(standing.seconds_left)} left"
+        if standing.seconds_left is not None:
+            text += f" {' '.join(duration(standing.seconds_left).split()[:2])} left"  # the larger unit
     return Text(text, _STYLES[stage.state])
 
 

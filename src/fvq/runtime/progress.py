@@ -150,7 +150,7 @@ class _Pace:
             "steps" if self.per_step > 1 else self.unit,
             self._rate(per_second * self.per_step),
             self.note,
-            (self.total - self.done) / per_second if per_second else None,
+            max(0.0, self.total - self.done) / per_second if per_second else None,
         )
 
     def _rate(self, per_second: float) -> str:

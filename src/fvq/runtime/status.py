@@ -32,7 +32,7 @@ RecordedState = Literal["running", "interrupted", "failed"]
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class Record(_File):
@@ -82,6 +82,13 @@ class Queue(_File):
         return False
 
 
+class Waiting(_File):
+    """The stages whose jobs wait in the scheduler's queue, as the head saw it."""
+
+    seen_at: AwareDatetime
+    stages: tuple[str, ...]
+
+
 @contextlib.contextmanager
 def status_record(
     path: Path, *, stage: str, row: str | None, job: str | None = None, log: str | None = None
@@ -123,6 +130,15 @@ def remove_queue(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def write_waiting(path: Path, stages: Sequence[str]) -> None:
+    """Tell which ``stages`` have jobs that wait in the scheduler's queue now.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_json(path, Waiting(seen_at=_now(), stages=tuple(stages)).model_dump(mode="json"))
+
+
 def read_records(folder: Path) -> dict[str, Record]:
     """The records of a folder by the stages' names; a damaged one, or another file, is none."""
     paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")]  # half-written: hidden
@@ -132,6 +148,11 @@ def read_records(folder: Path) -> dict[str, Record]:
 def read_queue(path: Path) -> Queue | None:
     """The queue; None where there is none, or a damaged one."""
     return _read(path, Queue)
+
+
+def read_waiting(path: Path) -> Waiting | None:
+    """What ``write_waiting`` wrote; None where there is none, or a damaged one."""
+    return _read(path, Waiting)
 
 
 _F = TypeVar("_F", bound=_File)
