@@ -27,13 +27,14 @@ def watch_jobs(waiting: Path) -> None:
     ended = threading.Event()
     interrupt = signal.getsignal(signal.SIGINT)
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        ended.set()  # Snakemake cancels its jobs now: none of them goes back
-        if callable(interrupt):
+    if callable(interrupt):  # else Ctrl-C is not for this process
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            ended.set()  # Snakemake cancels its jobs now: none of them goes back
             interrupt(number, frame)
 
-    signal.signal(signal.SIGINT, stop)
-    threading.Thread(target=_watch, args=(waiting, earlier, ended), daemon=True).start()
+        signal.signal(signal.SIGINT, stop)
+    threading.Thread(target=_watch, args=(waiting, earlier, ended), name="watch of jobs", daemon=True).start()
 
 
 def _watch(waiting: Path, earlier: set[str], ended: threading.Event) -> None:

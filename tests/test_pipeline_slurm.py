@@ -1,7 +1,11 @@
 """What the pipeline learns from Slurm's commands, here stand-ins, and from the variables of a job."""
 
+import json
 import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -335,6 +339,29 @@ def test_one_that_slurm_does_not_queue_again_is_told_once_and_asked_for_anew(
     requeue_preempted(set(), refused)
     assert "job 4 was preempted and goes back into the queue" in capfd.readouterr().err
     assert cluster.called("scontrol") == ["requeue 4"] * 3
+
+
+def test_the_watch_tells_what_waits_until_ctrl_c(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import watch
+
+    cluster.add("3", f"rule_{TRAINING}", Path.cwd(), state="PENDING")
+    monkeypatch.setattr(watch, "_INTERVAL", 0.05)
+    waiting, deadline = Path("waiting.json"), time.monotonic() + 20
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        watch.watch_jobs(waiting)
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "watch of jobs")
+        while not waiting.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert thread.is_alive()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        thread.join(20)
+        assert not thread.is_alive()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert json.loads(waiting.read_text())["stages"] == [TRAINING]
 
 
 def test_outside_of_a_job_there_is_no_allocation(cluster: FakeSlurm) -> None:
