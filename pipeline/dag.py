@@ -74,7 +74,9 @@ def plan_run(defaults: Iterable[str], overwritten: Mapping[str, Iterable[str]]) 
     known = [stage.name for stage in stages]
     for name in overwritten:
         if name not in known:
-            raise UserError(f"set-resources: {name}: no such stage; {suggest(name, known)}")
+            raise UserError(
+                f"set-resources: {name}: no such stage; {suggest(name, known, 'snakemake --list names them')}"
+            )
     for stage in stages:
         path = tickets.earlier_jobs(stage.name)
         if stage.name in earlier:
@@ -83,7 +85,7 @@ def plan_run(defaults: Iterable[str], overwritten: Mapping[str, Iterable[str]]) 
             path.unlink(missing_ok=True)
     write_stages(stages)
     # Before Snakemake looks: it refuses to replace what is read-only, and as root it would write into the cache.
-    _unprotect(stage.name for stage in stages if stage.name not in fresh)
+    _unprotect(stage for stage in stages if stage.name not in fresh)
     return Plan(study, stages, fresh, earlier)
 
 
@@ -129,23 +131,24 @@ def start(plan: Plan, names: list[str], *, here: bool) -> None:
         if here:
             end = f"wait for its end, or end it: scancel {' '.join(jobs)}"
             raise UserError(f"{name}: job {' '.join(jobs)} is at work on it; {end}")
-    _unprotect(names)  # those that `-F` asks for are not stale
+    _unprotect(stage for stage in plan.stages if stage.name in names)  # those that `-F` asks for are not stale
     write_queue(_queue(plan.study), names)
     if not here:
         slurm.mark_use()
         watch_jobs(_queue(plan.study).with_name("waiting.json"))
 
 
-def _unprotect(names: Iterable[str]) -> None:
+def _unprotect(stages: Iterable[Stage]) -> None:
     """Part the files of stages from DVC's cache, hard links to which are read-only."""
-    chosen = set(names)
+    files = [Path(path).absolute() for stage in stages for path in stage.files]
+    protected = [path for path in files if path.is_file() and not path.stat().st_mode & stat.S_IWUSR]
+    if not protected:
+        return
     with _open_repository() as repo:
-        outputs = [out for stage in repo.index.stages if stage.addressing in chosen for out in stage.outs]
-        for out in outputs:
-            path = Path(out.fs_path)
-            if path.is_file() and not (before := path.stat()).st_mode & stat.S_IWUSR:
-                out.unprotect()
-                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # older than its stage's ticket
+        for path in protected:
+            before = path.stat()
+            repo.cache.local.unprotect(str(path))
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # older than its stage's ticket
 
 
 def tell_failures(study: str) -> None:

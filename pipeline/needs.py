@@ -82,10 +82,11 @@ def check_resources(names: Iterable[str], option: str) -> None:
     """Raises UserError where a resource that an ``option`` of Snakemake sets has a name that nothing heeds."""
     for name in names:
         if name not in _RESOURCES:
-            raise UserError(f"{option}: {name}: no such resource; {suggest(name, _RESOURCES)}")
+            known = f"known are {', '.join(_RESOURCES)}"
+            raise UserError(f"{option}: {name}: no such resource; {suggest(name, _RESOURCES, known)}")
 
 
-def suggest(name: str, known: Sequence[str]) -> str:
-    """What may have been meant by ``name``, or what there is."""
+def suggest(name: str, known: Sequence[str], otherwise: str) -> str:
+    """What may have been meant by ``name``, for an error's line; ``otherwise`` where nothing known is like it."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else otherwise

@@ -171,7 +171,7 @@ def test_other_peoples_bytes_are_passed_over(cluster: FakeSlurm) -> None:
 
     name = Path.cwd()
     (cluster.folder / "squeue").write_bytes(
-        b"#!/bin/sh\nprintf '2|RUNNING|caf\\351|/home/caf\\351\\n3|RUNNING|rule_render|%s\\n' '" + bytes(name) + b"'\n"
+        b"#!/bin/sh\nprintf '2|RUNNING|caf\\351|/caf\\351\\n3|RUNNING|rule_render|%s\\n' '" + bytes(name) + b"'\n"
     )
     assert slurm.jobs_at_work() == {"render": ["3"]}
 

@@ -580,9 +580,9 @@ def status(
 ) -> None:
     """How far a study is: what is done, runs, waits or failed, told from its files.
 
-    Done means that a result is there; whether it is of the present parameters, `dvc status` tells. Queued is what
-    snakemake is going to run, unless something before it fails; a dash, what nobody has begun; lost, a process that
-    ended without a word.
+    Done: there is a result; dvc status tells whether of the present parameters.
+    Queued: snakemake is going to run it, unless something before it fails.
+    Lost: its process ended without a word. A dash: nobody has begun it.
     """
     from fvq.cli.status import print_status
 
